@@ -1,0 +1,257 @@
+"""The bus as everything above sees it. Two implementations pass one suite: `NatsBus` and `MemoryBus`.
+
+Rules that the types enforce: a subscription's callback is a plain function, so it can only enqueue; `publish`
+never waits, it refuses; every wait has a timeout; payload and subject are checked before they reach a socket.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = [
+    "Bus",
+    "BusEvent",
+    "Entry",
+    "Job",
+    "JobQueue",
+    "KeyValue",
+    "Lease",
+    "Received",
+    "Subscription",
+]
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it arrived. `reply` is the subject to answer on, already checked against our inbox alphabet."""
+
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str | None = None
+
+
+class BusEvent(enum.StrEnum):
+    """What happened to the connection. After RECONNECTED, messages of the gap are lost: resynchronise."""
+
+    DISCONNECTED = "disconnected"
+    RECONNECTED = "reconnected"
+    CLOSED = "closed"
+    SLOW_CONSUMER = "slow_consumer"
+    PERMISSION_DENIED = "permission_denied"
+
+
+class Subscription(Protocol):
+    """A live subscription."""
+
+    async def unsubscribe(self) -> None:
+        """Stop delivery. Idempotent. After it returns the callback is not called again."""
+        ...
+
+
+class KeyValue(Protocol):
+    """A bucket of values with revisions. Values are bytes; keys use the subject alphabet."""
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry, or None where the key is absent, deleted or expired."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Write unconditionally; return the new revision."""
+        ...
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Write if the key is absent. Raises Conflict where it exists."""
+        ...
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Write if the key is still at `revision`. Raises Conflict where it is not."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Delete; absent keys are no error."""
+        ...
+
+    async def list(self) -> dict[str, Entry]:
+        """Return all live entries."""
+        ...
+
+    def watch(self) -> AsyncIterator[Entry]:
+        """Yield every live entry, then every change; `Entry.value` is None for a deletion.
+
+        Survives a server restart: the bucket is listed again and what changed or vanished meanwhile is yielded.
+        Close the iterator to stop.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value at a revision; revisions of one bucket grow."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Lease(Protocol):
+    """Leadership by key with a time to live. `fence` grows with every holder, so late writes can be told apart."""
+
+    @property
+    def fence(self) -> int:
+        """The fencing token: the revision at which the lease was acquired."""
+        ...
+
+    @property
+    def is_held(self) -> bool:
+        """False as soon as the time to live has passed without a renewal, whatever the server says."""
+        ...
+
+    async def renew(self) -> None:
+        """Extend by one time to live. Raises Conflict once it is lost."""
+        ...
+
+    async def release(self) -> None:
+        """Give it up at once. Idempotent."""
+        ...
+
+
+class Job(Protocol):
+    """A message pulled from a work queue; held until it is acknowledged or its ack wait passes."""
+
+    @property
+    def payload(self) -> bytes:
+        """The body."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers."""
+        ...
+
+    @property
+    def num_delivered(self) -> int:
+        """1 for the first delivery."""
+        ...
+
+    async def ack(self) -> None:
+        """Remove it for good; returns after the server confirmed (`ack_sync`). Raises BusUnavailable otherwise."""
+        ...
+
+    async def nak(self, delay: float) -> None:
+        """Give it back, to be delivered again after `delay` > 0 seconds (0 would be a hot loop)."""
+        ...
+
+    async def in_progress(self) -> None:
+        """Restart the ack wait."""
+        ...
+
+    async def dead_letter(self, reason: str) -> None:
+        """Move it to the dead-letter stream with `reason` and remove it from the queue."""
+        ...
+
+
+class JobQueue(Protocol):
+    """A durable work queue: JetStream with work-queue retention, explicit acks, dead letters."""
+
+    async def submit(self, job_id: str, payload: bytes, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Store a job; returns after the server's PubAck. The same `job_id` within two minutes is stored once.
+
+        Raises Overloaded where the stream is full and BusUnavailable where no ack came.
+        """
+        ...
+
+    def pull(self, max_held: int) -> AsyncIterator[Job]:
+        """Yield jobs for ever, at most `max_held` unacknowledged at a time. One puller per consumer.
+
+        Closing the iterator gives back what was fetched but not yielded.
+        """
+        ...
+
+
+class Bus(Protocol):
+    """A connection to NATS. One per process and purpose; create with `connect`, end with `close`."""
+
+    @property
+    def max_payload(self) -> int:
+        """Largest body plus headers, in bytes."""
+        ...
+
+    @property
+    def is_connected(self) -> bool:
+        """True while the server answers."""
+        ...
+
+    def publish(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] = NO_HEADERS, reply: str | None = None
+    ) -> None:
+        """Queue a message for sending; never waits.
+
+        Raises BusError for a bad subject, LimitExceeded for a body over `max_payload`, Overloaded where the
+        outbound queue is full, BusUnavailable after close. While disconnected, messages wait in the same bounded
+        queue. Delivery is not confirmed: prove it with `request`.
+        """
+        ...
+
+    async def request(
+        self, subject: str, payload: bytes, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Received:
+        """Publish and wait for one reply.
+
+        Raises Unavailable at once where nobody listens, DeadlineExceeded after `timeout` seconds, and what
+        `publish` raises. Cancelling the caller forgets the request at once.
+        """
+        ...
+
+    async def request_many(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        timeout: float,
+        max_replies: int | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> list[Received]:
+        """Publish and gather replies until `timeout` or `max_replies`. Nobody listening gives an empty list."""
+        ...
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Received], None], *, queue: str | None = None
+    ) -> Subscription:
+        """Call `callback` for every message on `subject` (wildcards allowed), in order, from the event loop.
+
+        Active at the server when this returns. `callback` must only enqueue; what it raises is counted, logged
+        and never ends the subscription.
+        """
+        ...
+
+    def on_event(self, listener: Callable[[BusEvent, str], None]) -> None:
+        """Call `listener(event, detail)` for every connection event from now on."""
+        ...
+
+    async def key_value(self, bucket: str, *, ttl: float | None = None) -> KeyValue:
+        """Open a bucket, creating it where this role may; `ttl` is how long values live, in seconds."""
+        ...
+
+    async def acquire_lease(self, name: str, owner: str, *, ttl: float) -> Lease:
+        """Take the lease `name` for `ttl` >= 1 seconds. Raises Conflict, naming the holder, where it is held."""
+        ...
+
+    async def job_queue(
+        self, stream: str, subject: str, *, ack_wait: float = 30.0, max_deliver: int = 5
+    ) -> JobQueue:
+        """Open a work queue, creating stream, consumer and dead-letter stream where this role may."""
+        ...
+
+    async def round_trip(self, timeout: float = 2.0) -> float:
+        """Return seconds for a message of ours to come back through the server; proves both directions."""
+        ...
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Unsubscribe all, write what is queued within `timeout`, close. Idempotent."""
+        ...

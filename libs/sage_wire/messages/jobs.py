@@ -1,0 +1,46 @@
+"""Durable pipeline jobs: submitted to a JetStream work queue, their state in a KV bucket."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from sage_wire.messages.base import Message, WireError
+from sage_wire.messages.work import RunPipeline
+
+__all__ = ["JobState", "JobStatus", "SubmitJob"]
+
+
+class SubmitJob(Message, frozen=True):
+    """Published to `subjects.JOBS_SUBMIT`; the publisher's `Nats-Msg-Id` is the job id."""
+
+    job_id: str
+    run: RunPipeline
+    budget_ms: int = 600_000
+    tenant: str = "default"
+
+
+class JobStatus(enum.StrEnum):
+    """The life of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobState(Message, frozen=True):
+    """The value of key `job_id` in bucket `subjects.JOBS_BUCKET`, changed by compare-and-set only."""
+
+    job_id: str
+    status: JobStatus
+    pipeline: str
+    attempt: int = 0
+    planner_id: str | None = None
+    num_nodes_done: int = 0
+    num_nodes: int = 0
+    text: str = ""
+    value: msgspec.Raw | None = None
+    error: WireError | None = None

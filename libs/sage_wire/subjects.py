@@ -1,0 +1,131 @@
+"""Every NATS subject, spelled once. Names from outside (model, tenant, user) enter only as hashes.
+
+Requests (core NATS; lost when nobody listens):
+
+    sage.v1.pool.<pool>.submit             a request for a pool; asked of its scheduler
+    sage.v1.pool.<pool>.cancel             cancel by request id; told to its scheduler
+    sage.v1.pool.<pool>.report             what a worker did with a dispatch; told to its scheduler
+    sage.v1.worker.<worker>.dispatch       one request for one worker
+    sage.v1.worker.<worker>.cancel         cancel by request id
+    sage.v1.frames.<consumer>              deltas for one consumer (a gateway, a planner, a command)
+    sage.v1.actor.<actor>.<verb>           asked of one actor (ping, drain, inspect …)
+    sage.v1.every.<verb>                   asked of every actor (discover, spans …)
+    sage.v1.announce.<kind>.<actor>        presence
+    sage.v1.receipts.find                  asked of every scheduler
+
+Jobs (JetStream; kept until done), no prefix shared with requests:
+
+    sagejobs.v1.submit                     work queue of durable pipeline jobs
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from typing import Final
+
+from sage_core import BusError
+
+__all__ = [
+    "ALL_ANNOUNCEMENTS",
+    "ALL_CANCELS",
+    "ALL_REPORTS",
+    "ALL_SUBMITS",
+    "JOBS_BUCKET",
+    "JOBS_STREAM",
+    "JOBS_SUBMIT",
+    "MAX_SUBJECT_BYTES",
+    "RECEIPTS_FIND",
+    "actor",
+    "announce",
+    "check_subject",
+    "every",
+    "frames",
+    "pool_cancel",
+    "pool_report",
+    "pool_submit",
+    "pool_token",
+    "worker_cancel",
+    "worker_dispatch",
+]
+
+MAX_SUBJECT_BYTES: Final = 255
+_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_PATTERN = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.>)?")
+
+ALL_ANNOUNCEMENTS: Final = "sage.v1.announce.>"
+ALL_SUBMITS: Final = "sage.v1.pool.*.submit"
+ALL_CANCELS: Final = "sage.v1.pool.*.cancel"
+ALL_REPORTS: Final = "sage.v1.pool.*.report"
+RECEIPTS_FIND: Final = "sage.v1.receipts.find"
+JOBS_SUBMIT: Final = "sagejobs.v1.submit"
+JOBS_STREAM: Final = "SAGE_JOBS"
+JOBS_BUCKET: Final = "sage_jobs"
+
+
+def pool_token(name: str) -> str:
+    """Return the token that stands for `name` (a model, pipeline or operator type) in subjects.
+
+    16 characters of base32(sha256(name)), lower case: 80 bits, so names never collide by accident.
+    """
+    return (
+        base64.b32encode(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())[:16].decode().lower()
+    )
+
+
+def pool_submit(pool: str) -> str:
+    """Where a request for the pool named `pool` is asked."""
+    return f"sage.v1.pool.{pool_token(pool)}.submit"
+
+
+def pool_cancel(pool: str) -> str:
+    """Where a cancel for a request in the pool named `pool` is told."""
+    return f"sage.v1.pool.{pool_token(pool)}.cancel"
+
+
+def pool_report(pool: str) -> str:
+    """Where workers tell the scheduler of the pool named `pool` what became of a dispatch."""
+    return f"sage.v1.pool.{pool_token(pool)}.report"
+
+
+def worker_dispatch(worker_id: str) -> str:
+    """Where a scheduler tells a worker to start a request."""
+    return f"sage.v1.worker.{worker_id}.dispatch"
+
+
+def worker_cancel(worker_id: str) -> str:
+    """Where a worker is told to stop a request."""
+    return f"sage.v1.worker.{worker_id}.cancel"
+
+
+def frames(consumer_id: str) -> str:
+    """Where a consumer receives the frames of all its requests."""
+    return f"sage.v1.frames.{consumer_id}"
+
+
+def actor(actor_id: str, verb: str) -> str:
+    """Where one actor is asked `verb`."""
+    return f"sage.v1.actor.{actor_id}.{verb}"
+
+
+def every(verb: str) -> str:
+    """Where every actor is asked `verb`; each answers for itself."""
+    return f"sage.v1.every.{verb}"
+
+
+def announce(kind: str, actor_id: str) -> str:
+    """Where an actor of `kind` announces its presence."""
+    return f"sage.v1.announce.{kind}.{actor_id}"
+
+
+def check_subject(subject: str, *, is_pattern: bool = False) -> str:
+    """Return `subject` unchanged, or raise BusError if NATS or our alphabet would not accept it.
+
+    A subject over 4 KiB, or one with a space, closes the whole client connection; so nothing is sent unchecked.
+    """
+    if len(subject) > MAX_SUBJECT_BYTES:
+        raise BusError(f"subject has {len(subject)} characters; at most {MAX_SUBJECT_BYTES} are allowed")
+    if (_PATTERN if is_pattern else _SUBJECT).fullmatch(subject) is None:
+        raise BusError(f"subject {subject!r} is outside the alphabet [A-Za-z0-9_-] with dots between tokens")
+    return subject
