@@ -7,14 +7,16 @@ never waits, it refuses; every wait has a timeout; payload and subject are check
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 __all__ = [
     "Bus",
     "BusEvent",
+    "DeadLetter",
     "Entry",
+    "Feed",
     "Job",
     "JobQueue",
     "KeyValue",
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 NO_HEADERS: Mapping[str, str] = {}
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,22 @@ class Subscription(Protocol):
         ...
 
 
+class Feed(Protocol[T_co]):
+    """An asynchronous iterator that ends with `aclose`. Cancelling a read loses nothing: read again."""
+
+    def __aiter__(self) -> Feed[T_co]:
+        """Return itself."""
+        ...
+
+    async def __anext__(self) -> T_co:
+        """Wait for the next item."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop. Idempotent."""
+        ...
+
+
 class KeyValue(Protocol):
     """A bucket of values with revisions. Values are bytes; keys use the subject alphabet."""
 
@@ -81,7 +101,7 @@ class KeyValue(Protocol):
         """Return all live entries."""
         ...
 
-    def watch(self) -> AsyncIterator[Entry]:
+    def watch(self) -> Feed[Entry]:
         """Yield every live entry, then every change; `Entry.value` is None for a deletion.
 
         Survives a server restart: the bucket is listed again and what changed or vanished meanwhile is yielded.
@@ -156,6 +176,16 @@ class Job(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A job that was given up: moved by `Job.dead_letter` or delivered `max_deliver` times without an ack."""
+
+    job_id: str
+    payload: bytes
+    headers: Mapping[str, str]
+    reason: str
+
+
 class JobQueue(Protocol):
     """A durable work queue: JetStream with work-queue retention, explicit acks, dead letters."""
 
@@ -166,11 +196,15 @@ class JobQueue(Protocol):
         """
         ...
 
-    def pull(self, max_held: int) -> AsyncIterator[Job]:
+    def pull(self, max_held: int) -> Feed[Job]:
         """Yield jobs for ever, at most `max_held` unacknowledged at a time. One puller per consumer.
 
         Closing the iterator gives back what was fetched but not yielded.
         """
+        ...
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Return what was given up, oldest first, at most 1,000."""
         ...
 
 
@@ -243,9 +277,19 @@ class Bus(Protocol):
         ...
 
     async def job_queue(
-        self, stream: str, subject: str, *, ack_wait: float = 30.0, max_deliver: int = 5
+        self,
+        stream: str,
+        subject: str,
+        *,
+        ack_wait: float = 30.0,
+        max_deliver: int = 5,
+        max_queued: int = 100_000,
     ) -> JobQueue:
-        """Open a work queue, creating stream, consumer and dead-letter stream where this role may."""
+        """Open a work queue, creating stream, consumer and dead-letter stream where this role may.
+
+        A job not acknowledged within `ack_wait` seconds is delivered again, `max_deliver` times in all, then
+        dead-lettered; `max_queued` jobs may wait before `submit` refuses.
+        """
         ...
 
     async def round_trip(self, timeout: float = 2.0) -> float:

@@ -80,6 +80,7 @@ class TelemetrySettings(Section):
         1.0, ge=0.0, le=1.0, description="Share of requests traced; decided at the gateway."
     )
     recent_spans: int = Field(8192, ge=0, description="Spans kept in memory for `sage trace`; 0 keeps none.")
+    metrics_host: str = Field("127.0.0.1", description="Address that the Prometheus port listens on.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: none.")
 
 
@@ -88,6 +89,7 @@ class ActorSettings(Section):
 
     max_mailbox: int = Field(1024, ge=1, description="Calls that may wait; more are refused as overloaded.")
     max_slots: int = Field(256, ge=1, description="Handlers that run at once.")
+    default_budget: Duration = Field(30.0, gt=0, description="Budget of a call that names none.")
     drain_timeout: Duration = Field(20.0, description="How long a stopping actor finishes what it holds.")
     announce_interval: Duration = Field(1.0, gt=0, description="Time between two announcements of presence.")
 

@@ -9,10 +9,12 @@ from typing import Final
 
 from sage_core import Budget, Clock, SystemClock
 
-__all__ = ["BUDGET", "CALL_ID", "ERROR", "TRACEPARENT", "CallHeaders"]
+__all__ = ["BUDGET", "CALL_ID", "CANCEL", "ERROR", "TRACEPARENT", "CallHeaders"]
 
 CALL_ID: Final = "Sage-Call"
 BUDGET: Final = "Sage-Budget-Ms"
+CANCEL: Final = "Sage-Cancel"
+"""On the subject of an earlier call, with an empty body: its caller no longer waits for the call named here."""
 ERROR: Final = "Sage-Error"
 """Present (`1`) on a reply whose body is a `WireError`."""
 TRACEPARENT: Final = "traceparent"

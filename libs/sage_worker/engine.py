@@ -57,12 +57,19 @@ class Engine(Protocol):
         """Cheap; callable at any time after `start`."""
         ...
 
-    def generate(self, request_id: str, request: Generate) -> AsyncIterator[Tokens | Completed]:
+    def health(self) -> str:
+        """Return `ok`, or one line saying why this engine serves nothing any more; its process should end then."""
+        ...
+
+    def generate(
+        self, request_id: str, request: Generate, *, priority: int = 0
+    ) -> AsyncIterator[Tokens | Completed]:
         """Yield token deltas as the engine produces them, then exactly one `Completed`.
 
         `request.resume` is what an earlier attempt delivered: generation continues after it, it is not yielded
         again, and `max_tokens` counts it. Raises BadRequest or ContextLengthExceeded before the first yield,
-        EngineError later. Closing the iterator, or cancelling its consumer, frees the sequence.
+        EngineError later, WorkerLost where the whole engine died. Closing the iterator, or cancelling its
+        consumer, frees the sequence. Among waiting requests a higher `priority` goes first where the engine can.
         """
         ...
 

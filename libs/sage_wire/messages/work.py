@@ -187,13 +187,15 @@ class RunPipeline(Message, frozen=True, tag="run_pipeline"):
     """Run a declared pipeline. Exactly one input is given, of the type that the pipeline's source declares.
 
     Answered by the events of its streamed sink: `Tokens` for generated text, `Annotated` for sources and
-    stage times, `Output` for other values, then `Completed`.
+    stage times, `Output` for other values, then `Completed`. `parameters` overrides the defaults of parameters
+    that the pipeline declares.
     """
 
     pipeline: str
     messages: list[ChatMessage] = []
     documents: list[Document] = []
     sampling: Sampling = Sampling()
+    parameters: dict[str, str] = {}
 
 
 Work = Generate | Embed | Rerank | Split | Index | Retrieve | RunPipeline

@@ -1,0 +1,68 @@
+# Every target does its own set-up. `make` lists them.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+PYTEST := $(VENV)/bin/pytest
+SETUP  := $(VENV)/.setup-dev
+CODE   := libs services native tests loadtests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup format lint types layers unit integration native-test proto proto-check wheel-test test \
+        bench retrieval test-vllm clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP)  ## Create .venv with SAGE (editable, native code built) and the development tools
+
+$(SETUP): pyproject.toml configs/constraints.txt $(wildcard native/CMakeLists.txt native/src/* native/include/*/*)
+	./quickstart.sh --install dev
+	touch $@
+
+format: $(SETUP)  ## Rewrite the code in the common format
+	$(VENV)/bin/ruff format $(CODE)
+	$(VENV)/bin/ruff check --fix $(CODE)
+
+lint: $(SETUP)  ## Check format and lint rules
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/ruff check $(CODE)
+
+types: $(SETUP)  ## Check types (mypy --strict)
+	$(VENV)/bin/mypy
+
+layers: $(SETUP)  ## Check that layers import downward only
+	$(VENV)/bin/lint-imports
+
+unit: $(SETUP)  ## Run the unit tests: no network, under 30 s
+	$(PYTEST) -q tests/unit
+
+integration: $(SETUP)  ## Run the tests that need a real nats-server or processes
+	$(PYTEST) -q -m "not vllm" tests/integration
+
+native-test: $(SETUP)  ## Build the C++ code with ASan and UBSan and run its tests
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B build/asan -G Ninja -DSAGE_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+	$(VENV)/bin/cmake --build build/asan
+	$(VENV)/bin/ctest --test-dir build/asan --output-on-failure
+
+proto: $(SETUP)  ## Regenerate proto/ from the messages
+	$(PYTHON) -m sage_wire.schema
+
+proto-check: $(SETUP)  ## Fail when proto/ is stale
+	$(PYTHON) -m sage_wire.schema --check
+
+wheel-test: $(SETUP)  ## Build the wheel and test it with the source tree out of the way
+	tests/wheel/run.sh
+
+test: lint types layers proto-check native-test unit integration wheel-test  ## Run everything that CI runs
+
+bench: $(SETUP)  ## Measure what the gateway adds: TTFT, requests/s, SSE tokens/s
+	$(PYTHON) loadtests/gateway_overhead.py
+
+retrieval: $(SETUP)  ## Index 1,000+ real documents and score 20 questions
+	loadtests/retrieval/run.sh
+
+test-vllm:  ## Install vLLM (CPU build) in its own venv and test it through the whole stack
+	tests/vllm/run.sh
+
+clean:  ## Remove what builds and tests left behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis native/sage_native/*.so

@@ -1,0 +1,162 @@
+"""The bounded outbound queue and its one writer: publishing never waits, and nothing is sent unasked.
+
+nats-py's own `publish` waits on a full buffer and swallows cancellation there, so none of it is used: commands
+are written to the socket here, as many as there are per turn, and wait here while there is no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sage_bus.header_block import age_headers, encode_headers
+from sage_bus.nats_client import NatsClient
+from sage_core import BusUnavailable, Overloaded
+
+__all__ = ["Outbound", "Postponed", "publish_command"]
+
+_BATCH_BYTES = 256 * 1024
+_STALE_SECONDS = 0.05
+"""A message that waited longer gets its budget reduced before it is written."""
+
+
+def publish_command(subject: bytes, reply: bytes, block: bytes, payload: bytes) -> bytes:
+    """Return PUB, or HPUB where there is a header block."""
+    if not block:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload)
+    num_header = len(block)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+        subject,
+        reply,
+        num_header,
+        num_header + len(payload),
+        block,
+        payload,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A message whose caller may be gone, or whose budget smaller, by the time it is written."""
+
+    command: bytes
+    subject: bytes
+    reply: bytes
+    payload: bytes
+    headers: Mapping[str, str]
+    queued_at: float
+    is_wanted: Callable[[], bool] | None
+
+    def render(self, now: float) -> bytes:
+        """Return the command to write now, empty where it must not be sent any more."""
+        if self.is_wanted is not None and not self.is_wanted():
+            return b""
+        waited = now - self.queued_at
+        if waited < _STALE_SECONDS:
+            return self.command
+        headers = age_headers(self.headers, waited)
+        if headers is None:
+            return b""
+        return publish_command(self.subject, self.reply, encode_headers(headers), self.payload)
+
+
+_Entry = bytes | Postponed | asyncio.Future[bool]
+
+
+class Outbound:
+    """Commands in the order they were pushed. `run` is the writer; it lives as long as the bus."""
+
+    def __init__(self, client: NatsClient, *, max_messages: int, max_bytes: int) -> None:
+        self._client = client
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._entries: deque[_Entry] = deque()
+        self._wake = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.num_bytes = 0
+        self.num_refused = 0
+        self.is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, entry: bytes | Postponed, size: int) -> None:
+        """Queue a message. Raises Overloaded where the queue is full and BusUnavailable after the end."""
+        if self.is_closed:
+            raise BusUnavailable("the bus is closed")
+        if len(self._entries) >= self._max_messages or self.num_bytes + size > self._max_bytes:
+            self.num_refused += 1
+            raise Overloaded(
+                f"{len(self._entries)} messages with {self.num_bytes} bytes wait to be sent",
+                retry_after=0.1,
+            )
+        self.num_bytes += size
+        self._append(entry)
+
+    def push_command(self, command: bytes) -> None:
+        """Queue a SUB or UNSUB, which is never refused."""
+        self.num_bytes += len(command)
+        self._append(command)
+
+    def push_ping(self, answered: asyncio.Future[bool]) -> None:
+        """Queue a PING; `answered` gets its result once the server has processed everything before it."""
+        self._append(answered)
+
+    def _append(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Write again: the connection is up."""
+        self._connected.set()
+
+    async def run(self) -> None:
+        """Write what is queued, for ever."""
+        while True:
+            if not self._entries:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            if not self._client.can_write:
+                self._connected.clear()
+                await self._connected.wait()
+                continue
+            self._idle.clear()
+            self._write_some()
+            try:
+                await self._client.drain()
+            except OSError:
+                continue  # lost: what was written may or may not have arrived, as with any broken socket
+            if self._entries:
+                await asyncio.sleep(0)  # a full queue must not keep the event loop for itself
+
+    def _write_some(self) -> None:
+        entries = self._entries
+        now = asyncio.get_running_loop().time()
+        batch: list[bytes] = []
+        size = 0
+        while entries and size < _BATCH_BYTES:
+            entry = entries.popleft()
+            if isinstance(entry, bytes):
+                command = entry
+                self.num_bytes -= len(command)
+            elif isinstance(entry, Postponed):
+                self.num_bytes -= len(entry.command)
+                command = entry.render(now)
+            else:
+                self._client.write(b"".join(batch))
+                batch.clear()
+                self._client.ping(entry)
+                continue
+            batch.append(command)
+            size += len(command)
+        if batch:
+            self._client.write(batch[0] if len(batch) == 1 else b"".join(batch))
+
+    async def flushed(self) -> None:
+        """Wait until nothing is queued; for ever while there is no connection."""
+        await self._idle.wait()

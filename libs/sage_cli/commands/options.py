@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["AsJson", "Collection", "Name"]
+
+Name = Annotated[str, typer.Option(help="Instance; each has its own ports, folders and logs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Collection = Annotated[str, typer.Option(help="Collection of indexed documents.")]

@@ -1,0 +1,84 @@
+"""The processes of one instance: what each is called, how it is started, in which order it starts and stops."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sage_cli import child
+from sage_cli.supervision import Member
+from sage_core import ConfigurationError
+
+__all__ = ["BUS", "KINDS", "Choices", "actor_command", "actor_environment", "kinds_without", "members"]
+
+BUS: Final = "nats-server"
+
+_STOP_STAGES: Final = {
+    "gateway": 0,
+    "planner": 1,
+    "llm-worker": 2,
+    "embedding-worker": 2,
+    "operator-worker": 2,
+    "scheduler": 3,
+    BUS: 4,
+}
+"""Who gives out work stops before who does it; the bus goes last."""
+
+KINDS: Final = ("gateway", "planner", "scheduler", "llm-worker", "embedding-worker", "operator-worker")
+"""Every kind of actor, in the order in which a request meets them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the command line of `sage up` overrides; None leaves it to the environment and the settings file."""
+
+    model: str | None = None
+    engine: str | None = None
+    embedding_model: str | None = None
+    port: int | None = None
+    config: Path | None = None
+    without: tuple[str, ...] = ()
+
+
+def kinds_without(without: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the kinds to start. Raises ConfigurationError for a kind that does not exist."""
+    for kind in without:
+        if kind not in KINDS:
+            raise ConfigurationError(f"--without is {kind!r}; expected one of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind not in without)
+
+
+def members(kinds: tuple[str, ...]) -> tuple[Member, ...]:
+    """Return what the supervision keeps running: the bus first, then all actors at once."""
+    return (Member(BUS, 0, _STOP_STAGES[BUS]), *(Member(kind, 1, _STOP_STAGES[kind]) for kind in kinds))
+
+
+def actor_command(kind: str) -> list[str]:
+    """Return how an actor is started as a child of this process. Its id is its kind: one of each per instance."""
+    module = "sage_" + kind.replace("-", "_")
+    arguments = [sys.executable, "-m", module, "--id", kind, "--parent-pid", str(os.getpid())]
+    return child.command(os.getpid(), arguments)
+
+
+def actor_environment(
+    environ: Mapping[str, str], *, name: str, bus_url: str, gateway_port: int, choices: Choices
+) -> dict[str, str]:
+    """Return the environment of every actor: ours, with the command line's choices laid over it.
+
+    The bus URL carries a secret; an environment is readable by its own user alone, an argument list by everybody.
+    """
+    overrides: dict[str, str | None] = {
+        "SAGE_INSTANCE": name,
+        "SAGE_BUS__URL": bus_url,
+        "SAGE_GATEWAY__PORT": str(gateway_port),
+        "SAGE_LLM_WORKER__MODEL": choices.model,
+        "SAGE_LLM_WORKER__ENGINE": choices.engine,
+        "SAGE_EMBEDDING_WORKER__MODEL": choices.embedding_model,
+        "SAGE_CONFIG": str(choices.config.resolve()) if choices.config is not None else None,
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**environ, **{key: value for key, value in overrides.items() if value is not None}}

@@ -1,0 +1,140 @@
+"""The runtime file of an instance: who runs, where its bus and gateway are. A lock tells a live one from a stale one.
+
+`instance.json` holds a secret (the bus URL carries a token) and is readable by the user alone. The lock is held by
+`sage up` for as long as it lives; the kernel releases it after `kill -9`, so no process id is ever trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from sage_cli.exits import Exit, fail
+from sage_core import ConfigurationError, Paths
+
+__all__ = ["Instance", "find_instance", "hold_lock", "is_running", "own_instance", "private_folder", "remove", "write"]
+
+_FILE = "instance.json"
+_LOCK = "instance.lock"
+_PROBE_TIME = 0.3
+"""`is_running` holds the lock for an instant; who wants to own it outwaits that."""
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """What `sage up` tells the other commands. `started` is Unix seconds."""
+
+    name: str
+    pid: int
+    bus_url: str
+    gateway_url: str
+    started: float
+    kinds: list[str]
+
+
+def private_folder(folder: Path) -> Path:
+    """Create `folder` for the user alone. Raises ConfigurationError where another user owns it or may enter it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.parent.stat().st_uid not in (0, os.getuid()):
+        raise ConfigurationError(
+            f"{folder.parent} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own"
+        )
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigurationError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+@contextlib.contextmanager
+def hold_lock(file: Path, *, wait: float = 0.0) -> Iterator[bool]:
+    """Hold an exclusive lock on `file` while inside; yields False where another process holds it after `wait`."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield _lock(handle, time.monotonic() + wait)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def is_running(paths: Paths) -> bool:
+    """True while some `sage up` holds the lock of this instance."""
+    if not (paths.runtime / _LOCK).exists():
+        return False
+    with hold_lock(paths.runtime / _LOCK) as is_ours:
+        return not is_ours
+
+
+@contextlib.contextmanager
+def own_instance(name: str, paths: Paths) -> Iterator[None]:
+    """Own the instance while inside; leave no runtime file behind. Fails with status 2 where it runs already."""
+    for folder in (paths.runtime.parent, paths.runtime):
+        private_folder(folder)
+    with hold_lock(paths.runtime / _LOCK, wait=_PROBE_TIME) as is_ours:
+        if not is_ours:
+            running = _read(paths)
+            where = f" (process {running.pid}, {running.gateway_url})" if running else ""
+            fail(
+                f"instance {name!r} is already running{where}; stop it with `sage stop --name {name}` or start "
+                f"another beside it with `--name OTHER`",
+                Exit.USAGE,
+            )
+        remove(paths)
+        try:
+            yield
+        finally:
+            remove(paths)
+
+
+def write(paths: Paths, instance: Instance) -> None:
+    """Write the runtime file: complete or not at all, mode 0600."""
+    temporary = paths.runtime / f".{_FILE}.{os.getpid()}"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(instance), indent=2))
+    temporary.replace(paths.runtime / _FILE)
+
+
+def remove(paths: Paths) -> None:
+    """Remove the runtime file; an absent one is no error."""
+    (paths.runtime / _FILE).unlink(missing_ok=True)
+
+
+def find_instance(name: str, *, wait: float = 0.0) -> Instance:
+    """Return the running instance; fails with status 3 where none runs within `wait` seconds."""
+    paths = Paths.for_instance(name)
+    deadline = time.monotonic() + wait
+    while True:
+        if is_running(paths) and (found := _read(paths)) is not None:
+            return found
+        if time.monotonic() >= deadline:
+            fail(f"no instance {name!r} is running; start one with `sage up{_name_option(name)}`", Exit.NOT_RUNNING)
+        time.sleep(0.1)
+
+
+def _name_option(name: str) -> str:
+    return "" if name == "default" else f" --name {name}"
+
+
+def _read(paths: Paths) -> Instance | None:
+    try:
+        return msgspec.json.decode((paths.runtime / _FILE).read_bytes(), type=Instance)
+    except (OSError, msgspec.MsgspecError):
+        return None

@@ -1,0 +1,63 @@
+"""The settings of every service, loaded as each service will load them, so that mistakes show before a start."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import BaseModel
+
+from sage_cli.members import KINDS
+from sage_core import ConfigurationError, ServiceSettings, load_settings
+from sage_core.ports import GATEWAY_PORT
+
+__all__ = ["gateway_address", "load_all", "shown"]
+
+_CLASSES: Final = {
+    "gateway": ("sage_gateway.settings", "GatewaySettings"),
+    "planner": ("sage_planner.settings", "PlannerSettings"),
+    "scheduler": ("sage_scheduler.settings", "SchedulerSettings"),
+    "llm-worker": ("sage_llm_worker.settings", "LlmWorkerSettings"),
+    "embedding-worker": ("sage_embedding_worker.settings", "EmbeddingWorkerSettings"),
+    "operator-worker": ("sage_operator_worker.settings", "OperatorWorkerSettings"),
+}
+
+
+def load_all(
+    environ: Mapping[str, str] = os.environ, kinds: tuple[str, ...] = KINDS
+) -> dict[str, ServiceSettings]:
+    """Return the settings of each kind. Raises ConfigurationError naming every problem once, with its source."""
+    found: dict[str, ServiceSettings] = {}
+    problems: dict[str, None] = {}
+    for kind in kinds:
+        module, name = _CLASSES[kind]
+        cls: type[ServiceSettings] = getattr(importlib.import_module(module), name)
+        try:
+            found[kind] = load_settings(cls, None, environ)
+        except ConfigurationError as error:
+            problems.update(dict.fromkeys(error.message.splitlines()))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return found
+
+
+def gateway_address(settings: Mapping[str, ServiceSettings], *, is_chosen: bool) -> tuple[str, int, bool]:
+    """Return (host, port, whether somebody asked for this port) of the gateway."""
+    loaded = settings.get("gateway")
+    section = getattr(loaded, "gateway", None)
+    host = getattr(section, "host", "127.0.0.1")
+    port = getattr(section, "port", GATEWAY_PORT)
+    return host, port, is_chosen or port != GATEWAY_PORT
+
+
+def shown(settings: Mapping[str, ServiceSettings]) -> dict[str, dict[str, object]]:
+    """Return every table once, with the values in force, as JSON-compatible values."""
+    tables: dict[str, dict[str, object]] = {}
+    for loaded in settings.values():
+        for table in type(loaded).model_fields:
+            section = getattr(loaded, table)
+            if isinstance(section, BaseModel):
+                tables.setdefault(table, section.model_dump(mode="json"))
+    return dict(sorted(tables.items()))

@@ -1,0 +1,167 @@
+"""What an instance's actors say of themselves, gathered over the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import msgspec
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from sage_actor import Roster, RosterChange
+from sage_cli.connection import open_bus
+from sage_cli.runtime import Instance
+from sage_cli.screens import model_names
+from sage_core import SystemClock
+from sage_wire.messages import Announcement, ServedModel
+
+__all__ = ["ActorReport", "age_text", "Observed", "StatusReport", "observe", "report", "status_table"]
+
+_HEARING_TIME = 1.5
+"""Who runs answers a Discover at once; longer than one announcement interval catches everybody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The announcements of one look, by actor id."""
+
+    actors: dict[str, Announcement]
+
+    def is_ready(self, kind: str) -> bool:
+        """True where some actor of `kind` is ready."""
+        return any(actor.kind == kind and actor.state == "ready" for actor in self.actors.values())
+
+
+class ActorReport(msgspec.Struct, frozen=True):
+    """One actor in `sage status --json`."""
+
+    id: str
+    kind: str
+    state: str
+    health: str
+    models: list[ServedModel]
+    num_in_flight: int
+    max_in_flight: int
+    num_queued: int
+    age_s: float
+    version: str
+    host: str
+    pid: int
+    epoch: str
+
+
+class StatusReport(msgspec.Struct, frozen=True):
+    """`sage status --json`."""
+
+    name: str
+    is_ready: bool
+    gateway_url: str
+    pid: int
+    age_s: float
+    actors: list[ActorReport]
+    missing: list[str]
+
+
+async def observe(instance: Instance, *, wait_ready: float = 0.0) -> Observed:
+    """Listen until every expected kind is heard, at most 1.5 s; or until all are ready, at most `wait_ready`."""
+    async with open_bus(instance) as bus:
+        roster = Roster(bus, SystemClock())
+        changed = asyncio.Event()
+
+        def note(_change: RosterChange) -> None:
+            changed.set()
+
+        roster.subscribe(note)
+        await roster.start()
+        started = time.monotonic()
+        while True:
+            changed.clear()
+            found = Observed(dict(roster.actors))
+            heard = {actor.kind for actor in found.actors.values()}
+            elapsed = time.monotonic() - started
+            is_all_ready = all(found.is_ready(kind) for kind in instance.kinds)
+            limit = wait_ready if wait_ready > 0 else _HEARING_TIME
+            is_enough = is_all_ready if wait_ready > 0 else heard >= set(instance.kinds)
+            if is_enough or elapsed >= limit:
+                return found
+            try:
+                await asyncio.wait_for(changed.wait(), limit - elapsed)
+            except TimeoutError:
+                continue
+
+
+def report(instance: Instance, found: Observed) -> StatusReport:
+    """Return the JSON face of `found`."""
+    actors = [
+        ActorReport(
+            id=actor.actor_id,
+            kind=actor.kind,
+            state=actor.state,
+            health=actor.health,
+            models=actor.models,
+            num_in_flight=actor.num_in_flight,
+            max_in_flight=actor.max_in_flight,
+            num_queued=actor.num_queued,
+            age_s=round(actor.started_s_ago, 1),
+            version=actor.version,
+            host=actor.host,
+            pid=actor.pid,
+            epoch=actor.epoch,
+        )
+        for actor in _sorted(found)
+    ]
+    missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
+    return StatusReport(
+        name=instance.name,
+        is_ready=not missing,
+        gateway_url=instance.gateway_url,
+        pid=instance.pid,
+        age_s=round(time.time() - instance.started, 1),
+        actors=actors,
+        missing=missing,
+    )
+
+
+def status_table(instance: Instance, found: Observed) -> Group:
+    """Return the terminal face of `found`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("kind", "id", "state", "health", "serves"):
+        table.add_column(title, overflow="fold")
+    for title in ("in flight", "queued", "age"):
+        table.add_column(title, justify="right")
+    table.add_column("version")
+    table.add_column("host")
+    for actor in _sorted(found):
+        limit = f"/{actor.max_in_flight}" if actor.max_in_flight else ""
+        table.add_row(
+            actor.kind,
+            actor.actor_id,
+            Text(actor.state, style="green" if actor.state == "ready" else "yellow"),
+            Text(actor.health, style="" if actor.health == "ok" else "red"),
+            model_names(actor),
+            f"{actor.num_in_flight}{limit}",
+            str(actor.num_queued),
+            age_text(actor.started_s_ago),
+            actor.version,
+            actor.host,
+        )
+    missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
+    head = Text.assemble(("SAGE ", "bold"), instance.name, "  ", (f"{instance.gateway_url}/v1", "green"))
+    foot = Text(f"not ready: {', '.join(missing)}", style="red") if missing else Text("ready", style="green")
+    return Group(head, table, foot)
+
+
+def age_text(seconds: float) -> str:
+    """Return an age in its two largest units: `42s`, `3m 5s`, `2h 10m`, `4d 3h`."""
+    whole = int(seconds)
+    for size, name, next_size, next_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{name} {whole % size // next_size}{next_name}"
+    return f"{whole}s"
+
+
+def _sorted(found: Observed) -> list[Announcement]:
+    return sorted(found.actors.values(), key=lambda actor: (actor.kind, actor.actor_id))

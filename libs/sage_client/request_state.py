@@ -1,0 +1,315 @@
+"""One request as its consumer sees it: `handle(event, now) -> commands`. Pure: no IO, no clock, no asyncio.
+
+    SUBMITTED --Accepted--> ACCEPTED --Started--> STARTED --Completed--> ENDED
+        |  ^                   |                     |
+        |  +------ BACKOFF <---+---------------------+   refused, scheduler gone, gap, worker gone, retryable failure
+        +--> ENDED                                       final failure, cancel, budget spent
+
+Promises: events come out in order, none twice, none lost, whatever is lost, repeated or late on the way; nothing
+comes out after the end, and the end comes exactly once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sage_client.delivered import delivered_for
+from sage_client.request_events import (
+    Answered,
+    ReaderCancelled,
+    Command,
+    Finish,
+    Input,
+    Opened,
+    Refused,
+    Resynchronised,
+    SchedulerGone,
+    SendCancel,
+    SendSubmit,
+    SetTimer,
+    Timer,
+    WorkerGone,
+    WorkerListed,
+)
+from sage_core import Cancelled, DeadlineExceeded, Overloaded, SageError, WorkerLost
+from sage_wire.messages import Completed, Delta, Failed, Started, Work
+
+__all__ = ["Phase", "RequestState", "RetryRules"]
+
+OUT_OF_BAND: Final = -1
+"""The sequence number of a `Failed` that a scheduler sends for a worker that cannot."""
+_NOTHING: Final[Sequence[Command]] = ()
+
+
+class Phase(enum.Enum):
+    """Where the current attempt is."""
+
+    SUBMITTED = "submitted"
+    ACCEPTED = "accepted"
+    STARTED = "started"
+    BACKOFF = "backoff"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """When another attempt is worth it. All in seconds; delays are multiplied by a jitter of 0.5 to 1.5.
+
+    `max_attempts` counts attempts that a worker or the way to it failed. Attempts that no scheduler took do not
+    count; they go on for `patience`, so that a restarting scheduler is not seen. `silence` is how long a started
+    attempt may say nothing after messages may have been lost, `grace` how long the last frames of a stopped worker
+    may take, `unlisted` for how long a worker's announcements must leave the attempt out before it counts as ended.
+    """
+
+    max_attempts: int = 3
+    backoff: float = 0.05
+    max_backoff: float = 1.0
+    patience: float = 5.0
+    silence: float = 2.0
+    grace: float = 0.5
+    unlisted: float = 1.5
+
+    def delay(self, num_before: int, jitter: float) -> float:
+        """Return how long to wait before another try when `num_before` went before it."""
+        return min(self.backoff * 2.0 ** min(num_before, 16), self.max_backoff) * (0.5 + jitter)
+
+
+class RequestState:
+    """The state machine of one request. `deadline` is absolute on the driver's clock; `jitter` returns [0, 1)."""
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        deadline: float,
+        rules: RetryRules | None = None,
+        jitter: Callable[[], float] = lambda: 0.5,
+    ) -> None:
+        self.attempt = 0
+        self.phase = Phase.BACKOFF
+        self.worker_id: str | None = None
+        self.queue_ms = 0.0
+        self.deadline = deadline
+        self._work = work
+        self._rules = rules or RetryRules()
+        self._jitter = jitter
+        self._delivered = delivered_for(work)
+        self._next_seq = 0
+        self._num_failures = 0
+        self._scheduler_id: str | None = None
+        self._retry_at: float | None = None
+        self._gone_at: float | None = None
+        self._suspect_at: float | None = None
+        self._missing_since: float | None = None
+        self._refused_since: float | None = None
+        self._num_refused = 0
+        self._timer_at: float | None = None
+        self._handlers: dict[type, Callable[..., Sequence[Command]]] = {
+            Opened: self._on_opened,
+            Answered: self._on_answered,
+            Refused: self._on_refused,
+            ReaderCancelled: self._on_cancel,
+            WorkerGone: self._on_worker_gone,
+            WorkerListed: self._on_worker_listed,
+            SchedulerGone: self._on_scheduler_gone,
+            Resynchronised: self._on_resynchronised,
+            Timer: self._on_timer,
+        }
+
+    def handle(self, event: Input, now: float) -> Sequence[Command]:
+        """Take one event; return what must happen, in order. After the end nothing ever must."""
+        if type(event) is Delta:
+            return self._on_delta(event, now)
+        if self.phase is Phase.ENDED:
+            return _NOTHING
+        return self._handlers[type(event)](event, now)
+
+    # Hot path: one call per delta.
+
+    def _on_delta(self, delta: Delta, now: float) -> Sequence[Command]:
+        event = delta.event
+        if delta.attempt != self.attempt or self.phase is Phase.ENDED or self.phase is Phase.BACKOFF:
+            return self._on_late(delta, event)
+        if delta.seq != self._next_seq:
+            if delta.seq == OUT_OF_BAND and type(event) is Failed:
+                return self._on_failed(event, now)
+            if delta.seq < self._next_seq:
+                return _NOTHING
+            return self._lose(
+                WorkerLost(
+                    f"results {self._next_seq} to {delta.seq - 1} of attempt {self.attempt} were lost"
+                ),
+                now,
+                is_still_running=True,
+            )
+        self._next_seq += 1
+        if self._suspect_at is not None or self._missing_since is not None:
+            self._suspect_at = self._missing_since = None
+        if type(event) is Started:
+            return self._on_started(event)
+        if type(event) is Failed:
+            return self._on_failed(event, now)
+        if type(event) is Completed:
+            self.phase = Phase.ENDED
+            return (event, Finish(None))
+        accepted = self._delivered.accept(event)
+        return _NOTHING if accepted is None else (accepted,)
+
+    def _on_started(self, event: Started) -> Sequence[Command]:
+        self.phase = Phase.STARTED
+        self.worker_id = event.worker_id
+        self.queue_ms = event.queue_ms
+        return _NOTHING
+
+    def _on_failed(self, event: Failed, now: float) -> Sequence[Command]:
+        error = event.error.raised()
+        if not event.error.retryable or self._is_refusal(error):
+            return self._end(error)
+        return self._lose(error, now, is_still_running=False)
+
+    def _on_late(self, delta: Delta, event: object) -> Sequence[Command]:
+        """Drop it; where an attempt that was given up starts after all, free its slot."""
+        if type(event) is Started and (delta.attempt < self.attempt or self.phase is Phase.ENDED):
+            return (SendCancel(delta.attempt, event.worker_id, "another attempt took its place"),)
+        return _NOTHING
+
+    # Everything else happens a few times per request.
+
+    def _on_opened(self, _: Opened, now: float) -> Sequence[Command]:
+        return self._submit(now) if self._timer_at is None else _NOTHING
+
+    def _on_answered(self, event: Answered, _: float) -> Sequence[Command]:
+        if event.attempt == self.attempt and self.phase in (Phase.SUBMITTED, Phase.STARTED):
+            self._scheduler_id = event.accepted.scheduler_id
+            self._refused_since, self._num_refused = None, 0
+            if self.phase is Phase.SUBMITTED:
+                self.phase = Phase.ACCEPTED
+        return _NOTHING
+
+    def _on_refused(self, event: Refused, now: float) -> Sequence[Command]:
+        if event.attempt != self.attempt or self.phase is not Phase.SUBMITTED:
+            return _NOTHING
+        error = event.error
+        if self._refused_since is None:
+            self._refused_since = now
+        is_out_of_patience = now - self._refused_since >= self._rules.patience
+        delay = max(self._rules.delay(self._num_refused, self._jitter()), error.retry_after or 0.0)
+        if (
+            not error.retryable
+            or self._is_refusal(error)
+            or is_out_of_patience
+            or now + delay >= self.deadline
+        ):
+            return self._end(error)
+        self._num_refused += 1
+        # A scheduler that answered too late holds it now.
+        cancel = SendCancel(self.attempt, None, "the scheduler did not answer in time")
+        return (cancel, *self._again(now, delay))
+
+    def _on_cancel(self, event: ReaderCancelled, _: float) -> Sequence[Command]:
+        return (
+            SendCancel(None, self.worker_id, event.reason),
+            *self._end(Cancelled(f"the request was cancelled: {event.reason}")),
+        )
+
+    def _on_worker_gone(self, event: WorkerGone, now: float) -> Sequence[Command]:
+        if self.phase is not Phase.STARTED or event.worker_id != self.worker_id:
+            return _NOTHING
+        if event.is_lost:
+            return self._lose(WorkerLost(f"worker {event.worker_id} was lost"), now, is_still_running=False)
+        self._gone_at = now + self._rules.grace
+        return self._armed()
+
+    def _on_worker_listed(self, event: WorkerListed, now: float) -> Sequence[Command]:
+        if self.phase is not Phase.STARTED or event.worker_id != self.worker_id:
+            return _NOTHING
+        if event.is_held:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since >= self._rules.unlisted:
+            error = WorkerLost(f"the last results of worker {event.worker_id} were lost")
+            return self._lose(error, now, is_still_running=False)
+        return _NOTHING
+
+    def _on_scheduler_gone(self, event: SchedulerGone, now: float) -> Sequence[Command]:
+        if self.phase is not Phase.ACCEPTED or event.scheduler_id != self._scheduler_id:
+            return _NOTHING
+        return self._again(now, self._rules.delay(0, self._jitter()))
+
+    def _on_resynchronised(self, _: Resynchronised, now: float) -> Sequence[Command]:
+        if self.phase is Phase.ACCEPTED:
+            cancel = SendCancel(self.attempt, None, "messages were lost")
+            return (cancel, *self._again(now, self._rules.delay(0, self._jitter())))
+        if self.phase is Phase.STARTED:
+            self._suspect_at = now + self._rules.silence
+            return self._armed()
+        return _NOTHING
+
+    def _on_timer(self, _: Timer, now: float) -> Sequence[Command]:
+        self._timer_at = None
+        if now >= self.deadline:
+            return (
+                SendCancel(None, self.worker_id, "the budget is spent"),
+                *self._end(DeadlineExceeded(f"the request's budget ran out while it was {self.phase.value}")),
+            )
+        if self.phase is Phase.BACKOFF and self._retry_at is not None and now >= self._retry_at:
+            return self._submit(now)
+        if self._gone_at is not None and now >= self._gone_at:
+            error = WorkerLost(f"worker {self.worker_id} stopped before it was done")
+            return self._lose(error, now, is_still_running=False)
+        if self._suspect_at is not None and now >= self._suspect_at:
+            error = WorkerLost(f"nothing came from worker {self.worker_id} after messages were lost")
+            return self._lose(error, now, is_still_running=True)
+        return self._armed()
+
+    def _is_refusal(self, error: SageError) -> bool:
+        """Overload is the caller's to handle, unless it already has part of the answer."""
+        return isinstance(error, Overloaded) and self._delivered.is_empty
+
+    def _lose(self, error: SageError, now: float, *, is_still_running: bool) -> Sequence[Command]:
+        self._num_failures += 1
+        cancel = (SendCancel(self.attempt, self.worker_id, error.message),) if is_still_running else ()
+        delay = max(self._rules.delay(self._num_failures - 1, self._jitter()), error.retry_after or 0.0)
+        if isinstance(error, WorkerLost) and self._num_failures == 1:
+            delay = 0.0
+        if (
+            self._num_failures >= self._rules.max_attempts
+            or not self._delivered.is_resumable
+            or now + delay >= self.deadline
+        ):
+            return (*cancel, *self._end(error))
+        return (*cancel, *self._again(now, delay))
+
+    def _again(self, now: float, delay: float) -> Sequence[Command]:
+        """Give the current attempt up: from here on its frames are late."""
+        self.attempt += 1
+        self.phase = Phase.BACKOFF
+        self.worker_id = self._scheduler_id = None
+        self._next_seq = 0
+        self._gone_at = self._suspect_at = self._missing_since = None
+        if delay <= 0.0:
+            return self._submit(now)
+        self._retry_at = now + delay
+        return self._armed()
+
+    def _submit(self, _: float) -> Sequence[Command]:
+        self.phase = Phase.SUBMITTED
+        self._retry_at = None
+        work = self._delivered.next_work() if self.attempt else self._work
+        return (SendSubmit(self.attempt, work), *self._armed())
+
+    def _armed(self) -> Sequence[Command]:
+        times = (self.deadline, self._retry_at, self._gone_at, self._suspect_at)
+        at = min(time for time in times if time is not None)
+        if at == self._timer_at:
+            return ()
+        self._timer_at = at
+        return (SetTimer(at),)
+
+    def _end(self, error: SageError | None) -> Sequence[Command]:
+        self.phase = Phase.ENDED
+        return (Finish(error),)

@@ -1,0 +1,31 @@
+"""Logs, metrics and traces of one process. Before `configure`, trace headers are forwarded and nothing is kept."""
+
+from sage_telemetry import metrics, semconv
+from sage_telemetry.logs import get_logger
+from sage_telemetry.telemetry import Telemetry, configure
+from sage_telemetry.tracing import (
+    AttributeValue,
+    SpanHandle,
+    current_traceparent,
+    is_sampled,
+    new_root,
+    record_span,
+    start_span,
+    use_parent,
+)
+
+__all__ = [
+    "AttributeValue",
+    "SpanHandle",
+    "Telemetry",
+    "configure",
+    "current_traceparent",
+    "get_logger",
+    "is_sampled",
+    "metrics",
+    "new_root",
+    "record_span",
+    "semconv",
+    "start_span",
+    "use_parent",
+]

@@ -1,0 +1,130 @@
+"""OTLP export in the background: a bounded queue in front of a batch exporter, and a count of what is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from sage_core import ConfigurationError
+
+__all__ = ["BoundedExport", "otlp_exporter"]
+
+MAX_QUEUED: Final = 4096
+EXPORT_TIMEOUT: Final = 5.0
+DELAY_MS: Final = 500.0
+
+
+def otlp_exporter(endpoint: str, protocol: str) -> SpanExporter:
+    """Return the exporter for `endpoint` (`http://host:4318` or `http://host:4317`); nothing is connected yet.
+
+    Raises ConfigurationError for an endpoint that is not an http(s) URL.
+    """
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"telemetry.otlp_endpoint = {endpoint!r}; expected a URL such as http://127.0.0.1:4318",
+            param="telemetry.otlp_endpoint",
+        )
+    # Each transport takes 50 to 150 ms to import, so only the one in use is.
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+
+        return GrpcExporter(endpoint, insecure=endpoint.startswith("http://"), timeout=EXPORT_TIMEOUT)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+
+    url = endpoint.rstrip("/")
+    return HttpExporter(url if url.endswith("/v1/traces") else f"{url}/v1/traces", timeout=EXPORT_TIMEOUT)
+
+
+class BoundedExport(SpanProcessor):
+    """Hands spans to a `BatchSpanProcessor` while fewer than `max_queued` wait; counts the rest as dropped.
+
+    The SDK's own queue drops too, but it logs a warning per span and counts nothing that can be read.
+    """
+
+    def __init__(
+        self, exporter: SpanExporter, *, max_queued: int = MAX_QUEUED, delay_ms: float = DELAY_MS
+    ) -> None:
+        self._lock = threading.Lock()
+        self._max_queued = max_queued
+        self._num_queued = 0
+        self._num_exported = 0
+        self._num_dropped = 0
+        self._is_closed = False
+        self._batch = BatchSpanProcessor(
+            _Counting(exporter, self),
+            max_queue_size=max_queued,
+            schedule_delay_millis=delay_ms,
+            max_export_batch_size=min(512, max_queued),
+        )
+
+    @property
+    def num_dropped(self) -> int:
+        """Spans that never reached the collector: queue full, export failed, or left over at shutdown."""
+        return self._num_dropped
+
+    @property
+    def num_exported(self) -> int:
+        """Spans that the collector confirmed."""
+        return self._num_exported
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Nothing to do before a span has ended."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue `span`, or drop it; never waits."""
+        with self._lock:
+            if self._is_closed or self._num_queued >= self._max_queued:
+                self._num_dropped += 1
+                return
+            self._num_queued += 1
+        self._batch.on_end(span)
+
+    def shutdown(self) -> None:
+        """Export what is queued, then stop; see `Telemetry.shutdown` for the time limit."""
+        with self._lock:
+            self._is_closed = True
+        self._batch.shutdown()  # type: ignore[no-untyped-call]
+        with self._lock:
+            self._num_dropped += self._num_queued
+            self._num_queued = 0
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Export what is queued now, in the caller's thread."""
+        return self._batch.force_flush(timeout_millis)
+
+    def settled(self, num_spans: int, *, is_exported: bool) -> None:
+        """Take note that `num_spans` left the queue."""
+        with self._lock:
+            self._num_queued = max(0, self._num_queued - num_spans)
+            if is_exported:
+                self._num_exported += num_spans
+            else:
+                self._num_dropped += num_spans
+
+
+class _Counting(SpanExporter):
+    """Tells `BoundedExport` what became of each batch."""
+
+    def __init__(self, exporter: SpanExporter, owner: BoundedExport) -> None:
+        self._exporter = exporter
+        self._owner = owner
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        is_exported = False
+        try:
+            result = self._exporter.export(spans)
+            is_exported = result is SpanExportResult.SUCCESS
+            return result
+        finally:
+            self._owner.settled(len(spans), is_exported=is_exported)
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._exporter.force_flush(timeout_millis)

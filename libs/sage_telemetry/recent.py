@@ -1,0 +1,55 @@
+"""The last finished spans of this process, kept in memory so that a trace can be read without a collector."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import StatusCode
+
+from sage_telemetry import semconv
+from sage_wire.messages import Span
+
+__all__ = ["RecentSpans"]
+
+
+class RecentSpans(SpanProcessor):
+    """A ring of the last `max_spans` finished spans; 0 keeps none. Converted only when asked for."""
+
+    def __init__(self, max_spans: int) -> None:
+        self._spans: deque[ReadableSpan] = deque(maxlen=max_spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep `span`; the oldest makes room."""
+        self._spans.append(span)
+
+    def find(self, trace_id: str) -> list[Span]:
+        """Return the kept spans of `trace_id` (32 hexadecimal digits), by start. An unknown id gives []."""
+        try:
+            wanted = int(trace_id, 16)
+        except ValueError:
+            return []
+        found = [span for span in self._spans.copy() if span.context and span.context.trace_id == wanted]
+        return sorted(map(_to_wire, found), key=lambda span: span.start_ns)
+
+
+def _to_wire(span: ReadableSpan) -> Span:
+    context = span.context
+    assert context is not None
+    return Span(
+        trace_id=f"{context.trace_id:032x}",
+        span_id=f"{context.span_id:016x}",
+        parent_id=None if span.parent is None else f"{span.parent.span_id:016x}",
+        name=span.name,
+        service=str(span.resource.attributes.get(semconv.SERVICE_NAME, "")),
+        start_ns=span.start_time or 0,
+        end_ns=span.end_time or 0,
+        is_error=span.status.status_code is StatusCode.ERROR,
+        attributes={
+            key: value if isinstance(value, str | int | float | bool) else str(value)
+            for key, value in (span.attributes or {}).items()
+        },
+    )

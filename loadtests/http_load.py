@@ -1,0 +1,150 @@
+"""A small open- and closed-loop HTTP/1.1 load generator for OpenAI endpoints, on uvloop and httptools.
+
+Latency counts from the scheduled send (open loop) or from the write of the request (closed loop). TTFT is the time
+to the first SSE event whose delta has non-empty content; a stream counts as good only if it ended with `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httptools
+
+__all__ = ["Outcome", "closed_loop", "open_loop", "percentile"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One request: when it was due and sent, its first token and end (monotonic seconds), and the gaps."""
+
+    due: float
+    first: float | None = None
+    end: float | None = None
+    status: int = 0
+    num_events: int = 0
+    gaps: list[float] = field(default_factory=list)
+    is_done: bool = False
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection carrying one request at a time."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.finished: asyncio.Future[None] | None = None
+        self.is_stream = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._last = 0.0
+        self._body = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.finished is not None and not self.finished.done():
+            self.finished.set_exception(ConnectionError(str(error)))
+
+    def on_body(self, body: bytes) -> None:
+        assert self.outcome is not None
+        now = time.monotonic()
+        if not self.is_stream:
+            return
+        count = body.count(b'"content":"') - body.count(b'"content":""')
+        if count > 0:
+            if self.outcome.first is None:
+                self.outcome.first = now
+            else:
+                self.outcome.gaps.append(now - self._last)
+            self._last = now
+            self.outcome.num_events += count
+        if b"[DONE]" in body:
+            self.outcome.is_done = True
+
+    def on_message_complete(self) -> None:
+        assert self.outcome is not None
+        assert self.finished is not None
+        self.outcome.end = time.monotonic()
+        self.outcome.status = self._parser.get_status_code()
+        if not self.is_stream:
+            self.outcome.is_done = self.outcome.status == 200
+        self._parser = httptools.HttpResponseParser(self)
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    async def send(self, request: bytes, outcome: Outcome, *, is_stream: bool) -> None:
+        self.outcome, self.is_stream = outcome, is_stream
+        self.finished = asyncio.get_running_loop().create_future()
+        self.transport.write(request)  # type: ignore[attr-defined]
+        await asyncio.wait_for(self.finished, 60)
+
+
+def _request(host: str, port: int, path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def _connect(host: str, port: int) -> _Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(_Connection, host, port)
+    return connection
+
+
+async def closed_loop(
+    host: str, port: int, path: str, body: bytes, *, concurrency: int, seconds: float, is_stream: bool
+) -> tuple[list[Outcome], float]:
+    """Keep `concurrency` requests running for `seconds`; return outcomes and the wall time they took."""
+    request = _request(host, port, path, body)
+    outcomes: list[Outcome] = []
+    stop_at = time.monotonic() + seconds
+
+    async def one() -> None:
+        connection = await _connect(host, port)
+        while time.monotonic() < stop_at:
+            outcome = Outcome(due=time.monotonic())
+            await connection.send(request, outcome, is_stream=is_stream)
+            outcomes.append(outcome)
+        connection.transport.close()
+
+    started = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(concurrency)))
+    return outcomes, time.monotonic() - started
+
+
+async def open_loop(
+    host: str, port: int, path: str, body: bytes, *, rate: float, seconds: float, is_stream: bool
+) -> list[Outcome]:
+    """Send at a fixed `rate` whatever the answers; latency counts from each scheduled send."""
+    request = _request(host, port, path, body)
+    outcomes: list[Outcome] = []
+    idle: list[_Connection] = []
+
+    async def one(outcome: Outcome) -> None:
+        connection = idle.pop() if idle else await _connect(host, port)
+        await connection.send(request, outcome, is_stream=is_stream)
+        idle.append(connection)
+
+    tasks = []
+    started = time.monotonic()
+    for n in range(int(rate * seconds)):
+        due = started + n / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        outcome = Outcome(due=due)
+        outcomes.append(outcome)
+        tasks.append(asyncio.create_task(one(outcome)))
+    await asyncio.gather(*tasks)
+    for connection in idle:
+        connection.transport.close()
+    return outcomes
+
+
+def percentile(values: list[float], share: float, key: Callable[[float], float] = float) -> float:
+    """Return the nearest-rank percentile; NaN for no values."""
+    ordered = sorted(values, key=key)
+    if not ordered:
+        return float("nan")
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

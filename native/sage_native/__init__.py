@@ -1,0 +1,5 @@
+"""Native kernels (C++20): exact nearest neighbours, re-selection, rank fusion, text splitting. They know no SAGE type."""
+
+from sage_native._native import maximal_marginal_relevance, reciprocal_rank_fusion, split_text, top_k
+
+__all__ = ["maximal_marginal_relevance", "reciprocal_rank_fusion", "split_text", "top_k"]

@@ -1,0 +1,46 @@
+"""The seam between the worker and what turns text into numbers. Encoders know no bus, no batching and no limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CrossEncoder", "Encoder", "Floats"]
+
+Floats = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Embeds texts one by one (a bi-encoder). Called from one thread at a time."""
+
+    name: str
+    dim: int
+    max_tokens: int
+    """Tokens the model reads of one text, special tokens included; the rest is cut off."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the length of each text in tokens, special tokens included, before anything is cut off."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """Return float32 vectors, shape (len(texts), dim), L2-normalised. All texts form one padded batch."""
+        ...
+
+
+class CrossEncoder(Protocol):
+    """Reads a query and a document together and says how well they match. Called from one thread at a time."""
+
+    name: str
+    max_tokens: int
+    """Tokens the model reads of one pair, special tokens included; the document's end is cut off."""
+
+    def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """Return the length of each (query, document) in tokens, special tokens included, uncut."""
+        ...
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+        """Return one float32 per (query, document), higher is better. All pairs form one padded batch."""
+        ...

@@ -1,0 +1,82 @@
+"""A real but tiny model for tests of engines: built in a second, no download. Needs transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["tiny_llama"]
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_CORPUS = (
+    "A worker takes a request from the queue, runs it, and streams the answer back to whoever asked. ",
+    "The scheduler knows which worker is free; the gateway knows who is waiting for what. ",
+    "def handle(event, now): return [command for command in decide(event) if command.is_due(now)]\n",
+    "Größe, naïve café, 東京の天気, Привет мир, emoji 🙂 and numbers 0123456789. ",
+)
+
+
+def tiny_llama(
+    path: Path | str, *, vocab_size: int = 400, max_context: int = 512, has_chat_template: bool = True
+) -> Path:
+    """Write a Llama of about 0.5 million random, reproducible weights and its tokenizer to `path`; return it.
+
+    The tokenizer is a byte-level BPE trained on the spot, so every text round-trips. What the model generates is
+    noise, and half of its vocabulary are single bytes: a good test for incomplete characters.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        list(_CORPUS) * 4,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    begin, end = tokenizer.token_to_id("<|begin|>"), tokenizer.token_to_id("<|end|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        model_max_length=max_context,
+        clean_up_tokenization_spaces=False,
+    )
+    if has_chat_template:
+        fast.chat_template = _CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(fast),
+                hidden_size=128,
+                intermediate_size=256,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=max_context,
+                bos_token_id=begin,
+                eos_token_id=end,
+                pad_token_id=end,
+                tie_word_embeddings=False,
+                initializer_range=0.1,
+            )
+        )
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,125 @@
+"""From token ids to text that may be sent: whole characters only, and nothing that may still be a stop string.
+
+What leaves obeys one rule: the text delivered so far is the text of the ids delivered so far. So another
+attempt can continue from either of the two without a gap or a repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sage_wire.messages import Tokens
+
+__all__ = ["Detokenizer", "TextAssembler"]
+
+_REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Turns one sequence's ids into text, a piece at a time.
+
+    Sliding window over the tokenizer's own `decode` (the method of vLLM's and TGI's slow path): the text of
+    the window is compared with and without the new ids, so that tokens whose text depends on their neighbours
+    (spaces in SentencePiece, characters spread over several byte tokens) come out right.
+    """
+
+    __slots__ = ("_decode", "_ids", "_read", "_window")
+
+    def __init__(self, decode: Callable[[list[int]], str], context: Sequence[int] = ()) -> None:
+        """`context`: the ids before the first new one; a few are enough, they only give the window a start."""
+        self._decode = decode
+        self._ids = list(context[-6:])
+        self._window = 0
+        self._read = len(self._ids)
+
+    def push(self, token_id: int) -> str | None:
+        """Return the text that `token_id` completes, or None while a character is still incomplete.
+
+        Bytes that are no UTF-8 vanish: replacement characters are never returned.
+        """
+        self._ids.append(token_id)
+        before = self._decode(self._ids[self._window : self._read])
+        text = self._decode(self._ids[self._window :])
+        # No character has more than four bytes: more pending ids than that are garbage, not a character.
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._read < 5:
+            return None
+        self._window, self._read = self._read, len(self._ids)
+        if self._window > 64:
+            del self._ids[: self._window]
+            self._window, self._read = 0, len(self._ids)
+        return text[len(before) :].replace(_REPLACEMENT, "")
+
+
+@dataclass(slots=True)
+class _Piece:
+    token_ids: list[int]
+    text: str
+    num_tokens: int
+
+
+class TextAssembler:
+    """Releases pieces of text once no stop string can begin in them."""
+
+    __slots__ = ("_ids", "_longest", "_num_tokens", "_pieces", "_stop", "is_stopped")
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = tuple(text for text in stop if text)
+        self._longest = max(map(len, self._stop), default=0)
+        self._pieces: list[_Piece] = []
+        self._ids: list[int] = []
+        self._num_tokens = 0
+        self.is_stopped = False
+        """True once a stop string was found; nothing may be pushed after it."""
+
+    def push(self, token_ids: Sequence[int], text: str | None, num_tokens: int = 1) -> Tokens | None:
+        """Take the next tokens and return what may be sent now.
+
+        `text` None or empty: the tokens complete no character yet; they leave with the text that does.
+        """
+        self._ids.extend(token_ids)
+        self._num_tokens += num_tokens
+        if not text:
+            return None
+        piece = _Piece(self._ids, text, self._num_tokens)
+        self._ids, self._num_tokens = [], 0
+        if not self._stop:
+            return Tokens(text=piece.text, token_ids=piece.token_ids, num_tokens=piece.num_tokens)
+        self._pieces.append(piece)
+        buffer = "".join(piece.text for piece in self._pieces)
+        found = [at for at in (buffer.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.is_stopped = True
+            return self._release(min(found), is_last=True)
+        return self._release(self._num_safe(buffer), is_last=False)
+
+    def finish(self) -> Tokens | None:
+        """Return everything held back, after the last token; an incomplete character is dropped."""
+        if self.is_stopped:
+            return None
+        if self._ids:
+            self._pieces.append(_Piece(self._ids, "", self._num_tokens))
+            self._ids, self._num_tokens = [], 0
+        return self._release(sum(len(piece.text) for piece in self._pieces), is_last=True)
+
+    def _num_safe(self, buffer: str) -> int:
+        """Count the leading characters of `buffer` in which no stop string can begin any more."""
+        for length in range(min(self._longest - 1, len(buffer)), 0, -1):
+            tail = buffer[-length:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return len(buffer) - length
+        return len(buffer)
+
+    def _release(self, num_chars: int, *, is_last: bool) -> Tokens | None:
+        """Give out the pieces that end within `num_chars`; the last release also cuts a piece in two."""
+        text, ids, num_tokens = "", [], 0
+        while self._pieces and len(text) + len(self._pieces[0].text) <= num_chars:
+            piece = self._pieces.pop(0)
+            text += piece.text
+            ids += piece.token_ids
+            num_tokens += piece.num_tokens
+        if is_last and self._pieces:
+            text += self._pieces[0].text[: num_chars - len(text)]
+            num_tokens += sum(piece.num_tokens for piece in self._pieces)
+            self._pieces.clear()
+        return Tokens(text=text, token_ids=ids, num_tokens=num_tokens) if text or ids else None

@@ -1,0 +1,15 @@
+"""Prometheus metrics of the scheduler."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sage_telemetry import metrics
+
+__all__ = ["DECISIONS", "HELD", "QUEUE_SECONDS"]
+
+DECISIONS: Final = metrics.counter(
+    "sage_scheduler_decisions_total", "Decisions by outcome and error code.", ["decision", "code"]
+)
+HELD: Final = metrics.gauge("sage_scheduler_held_requests", "Requests queued or running.")
+QUEUE_SECONDS: Final = metrics.histogram("sage_scheduler_queue_seconds", "Seconds from submit to dispatch.")

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Build the wheel, install it in an empty environment, and test it with the source tree out of the way.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+repository="$PWD"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+echo "building the wheel …"
+PATH="$repository/.venv/bin:$PATH" .venv/bin/pip wheel -q --no-build-isolation --no-deps -w "$work/dist" .
+python3 -m venv "$work/gateway-host"
+# A gateway host: no torch, no model. Then the whole one-host set without torch for an answer end to end.
+"$work/gateway-host/bin/pip" install -q -c configs/constraints.txt "$(echo "$work"/dist/*.whl)[gateway,server,cli,operator]"
+cp tests/wheel/check_wheel.py "$work/"
+cd "$work"
+env -u PYTHONPATH "$work/gateway-host/bin/python" check_wheel.py
