@@ -10,7 +10,7 @@ from typing import Any, Final
 from sage_actor.actor import Actor
 from sage_telemetry import get_logger
 
-__all__ = ["Life"]
+__all__ = ["STOP_LIMIT", "Life"]
 
 STOP_LIMIT: Final = 5.0
 """Seconds that cancelled tasks, and then `on_stop`, may take."""
@@ -27,6 +27,22 @@ class Life:
         self._context = context
         self._crashed = crashed
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self, actor: Actor) -> None:
+        """Run `on_start`. Raises what it, or a task spawned by it, raised meanwhile."""
+        self.actor = actor
+        starting = asyncio.get_running_loop().create_task(actor.on_start(), name="on_start")
+        try:
+            await asyncio.wait({starting, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                self._failed.result()
+            await starting
+        finally:
+            if not starting.done():
+                starting.cancel()
+                await _wait([starting])
+        self.is_started = True
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Start a task of this life; an exception in it is a crash."""
@@ -46,11 +62,15 @@ class Life:
         if error is None:
             return
         log.error("task_crashed", task=task.get_name(), exc_info=error)
-        self._crashed(self, error)
+        if self.is_started:
+            self._crashed(self, error)
+        elif not self._failed.done():
+            self._failed.set_exception(error)
 
     async def end(self, handlers: list[asyncio.Task[None]]) -> None:
         """Wait for cancelled `handlers`, cancel what was spawned, then run `on_stop`. Never raises; bounded."""
         self.is_over = True
+        self._failed.cancel()
         await _wait(handlers)
         for task in self._tasks:
             task.cancel()

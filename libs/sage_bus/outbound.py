@@ -75,8 +75,6 @@ class Outbound:
         self._entries: deque[_Entry] = deque()
         self._wake = asyncio.Event()
         self._connected = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.num_bytes = 0
         self.num_refused = 0
         self.is_closed = False
@@ -84,10 +82,11 @@ class Outbound:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def push(self, entry: bytes | Postponed, size: int) -> None:
+    def push(self, entry: bytes | Postponed) -> None:
         """Queue a message. Raises Overloaded where the queue is full and BusUnavailable after the end."""
         if self.is_closed:
             raise BusUnavailable("the bus is closed")
+        size = len(entry) if isinstance(entry, bytes) else len(entry.command)
         if len(self._entries) >= self._max_messages or self.num_bytes + size > self._max_bytes:
             self.num_refused += 1
             raise Overloaded(
@@ -118,14 +117,12 @@ class Outbound:
         """Write what is queued, for ever."""
         while True:
             if not self._entries:
-                self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
             if not self._client.can_write:
                 self._connected.clear()
                 await self._connected.wait()
                 continue
-            self._idle.clear()
             self._write_some()
             try:
                 await self._client.drain()
@@ -156,7 +153,3 @@ class Outbound:
             size += len(command)
         if batch:
             self._client.write(batch[0] if len(batch) == 1 else b"".join(batch))
-
-    async def flushed(self) -> None:
-        """Wait until nothing is queued; for ever while there is no connection."""
-        await self._idle.wait()

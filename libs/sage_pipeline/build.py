@@ -1,4 +1,4 @@
-"""Plain data to a checked `Pipeline`: structure here, wiring in `wiring.py`. Every problem found is reported at once."""
+"""Plain data to a checked `Pipeline`: structure here, wiring in `wiring.py`. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ def convert_option(node_type: NodeType, name: str, value: object, *, is_text: bo
 
     Raises ValueError saying what was found and what is expected.
     """
-    kind = node_type.options.__annotations__[name]
     kind = next(info.type for info in msgspec.structs.fields(node_type.options) if info.name == name)
     try:
         return msgspec.convert(value, kind, strict=not is_text)
@@ -141,7 +140,9 @@ class _Builder:
     def _key(self, path: Path, message: str) -> None:
         self._problems.append(Problem(message, self._locations.key(path)))
 
-    def _refuse_unknown(self, path: Path, data: Mapping[str, object], known: Iterable[str], what: str) -> None:
+    def _refuse_unknown(
+        self, path: Path, data: Mapping[str, object], known: Iterable[str], what: str
+    ) -> None:
         names = list(known)
         for key in data:
             if key not in names:
@@ -179,7 +180,9 @@ class _Builder:
         if data is None:
             return ()
         if not isinstance(data, dict):
-            self._value(("parameters",), f"'parameters' is {_shown(data)}; expected a mapping of name to default")
+            self._value(
+                ("parameters",), f"'parameters' is {_shown(data)}; expected a mapping of name to default"
+            )
             return ()
         if len(data) > _MAX_PARAMETERS:
             self._key(("parameters",), f"{len(data)} parameters; at most {_MAX_PARAMETERS} are allowed")
@@ -194,7 +197,9 @@ class _Builder:
             self._refuse_unknown(path, body, ("default", "description"), f"parameter '{name}'")
             default = body.get("default")
             if isinstance(default, bool) or not isinstance(default, str | int | float):
-                self._value((*path, "default"), f"parameter '{name}' needs a 'default' that is text or a number")
+                self._value(
+                    (*path, "default"), f"parameter '{name}' needs a 'default' that is text or a number"
+                )
                 continue
             found.append(Parameter(name, str(default), self._text(body, (*path, "description"))))
         return tuple(found)
@@ -252,14 +257,20 @@ class _Builder:
         inputs = body["inputs"]
         path = (*draft.path, "inputs")
         if not isinstance(inputs, dict):
-            self._value(path, f"node '{draft.id}': 'inputs' is {_shown(inputs)}; expected a mapping of port to node id")
+            self._value(
+                path,
+                f"node '{draft.id}': 'inputs' is {_shown(inputs)}; expected a mapping of port to node id",
+            )
             return {}
         found = {}
         for port, source in inputs.items():
             if isinstance(source, str):
                 found[port] = source
             else:
-                self._value((*path, port), f"node '{draft.id}' port '{port}': found {_shown(source)}; expected a node id")
+                self._value(
+                    (*path, port),
+                    f"node '{draft.id}' port '{port}': found {_shown(source)}; expected a node id",
+                )
         return found
 
     # -- options -------------------------------------------------------------------------------------------
@@ -273,7 +284,9 @@ class _Builder:
             where = f"node '{draft.id}': option '{name}'"
             if reference is not None and reference not in defaults:
                 hint = did_you_mean(reference, defaults)
-                self._value(path, f"{where}: unknown parameter '{reference}'; declared: {listed(defaults)}{hint}")
+                self._value(
+                    path, f"{where}: unknown parameter '{reference}'; declared: {listed(defaults)}{hint}"
+                )
                 continue
             if reference is not None:
                 self._used_parameters.add(reference)
@@ -285,7 +298,9 @@ class _Builder:
                 self._value(path, f"{where}: {error}")
         for info in msgspec.structs.fields(draft.type.options):
             if info.required and info.name not in draft.raw:
-                self._value(draft.path, f"node '{draft.id}' ({draft.type.name}): option '{info.name}' is missing")
+                self._value(
+                    draft.path, f"node '{draft.id}' ({draft.type.name}): option '{info.name}' is missing"
+                )
         if len(self._problems) == num_before:
             draft.options = draft.type.options(**values)
 
@@ -337,8 +352,8 @@ class _Builder:
             elif port not in filled:
                 self._key(
                     (*draft.path, "inputs", port),
-                    f"node '{draft.id}': port '{port}' is used in no template; expected {{{{{port}}}}} in one, or one of "
-                    f"{listed(draft.type.port_names)}{did_you_mean(port, draft.type.port_names)}",
+                    f"node '{draft.id}': port '{port}' is used in no template; expected {{{{{port}}}}} in one, "
+                    f"or one of {listed(draft.type.port_names)}{did_you_mean(port, draft.type.port_names)}",
                 )
 
 

@@ -38,7 +38,8 @@ AUTO: Final = "auto"
 """The model name that stands for the first announced pool that serves the task."""
 
 ModelName = Annotated[
-    str, Meta(min_length=1, max_length=256, description="Name of a served model, or auto: the first that fits.")
+    str,
+    Meta(min_length=1, max_length=256, description="Name of a served model, or auto: the first that fits."),
 ]
 CollectionName = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of a collection.")
@@ -185,9 +186,7 @@ _TEXT = (EdgeType.MESSAGES, EdgeType.ANSWER)
 """Types that stand for a text: an answer, or the last user message of a conversation."""
 
 _TYPES = (
-    NodeType(
-        "chat", "The messages of the run.", SourceOptions, EdgeType.MESSAGES, Placement.PLANNER, 0.0
-    ),
+    NodeType("chat", "The messages of the run.", SourceOptions, EdgeType.MESSAGES, Placement.PLANNER, 0.0),
     NodeType(
         "documents", "The documents of the run.", SourceOptions, EdgeType.DOCUMENTS, Placement.PLANNER, 0.0
     ),

@@ -47,7 +47,9 @@ def parse_template(text: str) -> Template:
         name = text[opened + 2 : closed].strip()
         if _NAME.fullmatch(name) is None:
             found = name if len(name) <= 40 else name[:40] + "…"
-            raise TemplateError(f"slot '{found}' is not a name; slots hold a name and nothing else", line, column)
+            raise TemplateError(
+                f"slot '{found}' is not a name; slots hold a name and nothing else", line, column
+            )
         texts.append(text[position:opened])
         slots.append(name)
         position = closed + 2

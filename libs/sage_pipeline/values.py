@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sage_core import BadRequest
@@ -107,7 +107,7 @@ class Answer:
 
     edge: ClassVar[EdgeType] = EdgeType.ANSWER
     text: str
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     finish_reason: str = "stop"
 
 
@@ -134,5 +134,7 @@ def text_of(value: Value) -> str:
         for message in reversed(value.messages):
             if message.role == "user":
                 return message.content
-        raise BadRequest("messages hold no message with role 'user'; the last one is the question", param="messages")
+        raise BadRequest(
+            "messages hold no message with role 'user'; the last one is the question", param="messages"
+        )
     raise TypeError(f"{value.edge} has no text")

@@ -54,6 +54,7 @@ class _Wirer:
         self._order = list(nodes)
         self._locations = locations
         self._result = Wiring()
+        self._has_output = False
 
     def run(self, output: str | None) -> Wiring:
         result = self._result
@@ -63,6 +64,7 @@ class _Wirer:
         for index, node in enumerate(self._order):
             if node.inputs is None:
                 result.inputs[node.id] = self._implicit(node, self._order[:index])
+        self._has_output = output is not None
         result.output = output or self._order[-1].id
         if result.output not in self._nodes:
             self._problem(
@@ -205,12 +207,13 @@ class _Wirer:
         for node in self._order:
             if node.id not in used:
                 self._problem(
-                    node.path, f"node '{node.id}' is not used: no edge leads from it to the output '{result.output}'"
+                    node.path,
+                    f"node '{node.id}' is not used: no edge leads from it to the output '{result.output}'",
                 )
         kind = result.types[result.output]
         if kind not in OUTPUT_TYPES:
             self._problem(
-                ("output",) if self._locations.key(("output",)) else self._nodes[result.output].path,
+                ("output",) if self._has_output else self._nodes[result.output].path,
                 f"output '{result.output}' ({self._nodes[result.output].type.name}) yields {kind}; accepted as "
                 f"the output of a pipeline: {listed(OUTPUT_TYPES)}",
             )

@@ -58,10 +58,13 @@ def load_yaml(text: str | bytes, file: str) -> tuple[object, Locations]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        assert mark is None or isinstance(mark, yaml.Mark)
         reason = " ".join(part for part in (error.context, error.problem) if part)
         raise PipelineError([Problem(f"not YAML: {reason}", _at(file, mark))]) from None
     except yaml.YAMLError as error:
-        raise PipelineError([Problem(f"not YAML: {error}".replace("\n", " "), Location(file, 1, 1))]) from None
+        raise PipelineError(
+            [Problem(f"not YAML: {error}".replace("\n", " "), Location(file, 1, 1))]
+        ) from None
     if root is None:
         raise PipelineError([Problem("the file is empty; expected a pipeline", Location(file, 1, 1))])
     problems: list[Problem] = []
@@ -80,7 +83,11 @@ def _decoded(text: str | bytes, file: str) -> str:
     size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_YAML_BYTES:
         raise PipelineError(
-            [Problem(f"the file has {size} bytes; at most {MAX_YAML_BYTES} are allowed", Location(file, 1, 1))]
+            [
+                Problem(
+                    f"the file has {size} bytes; at most {MAX_YAML_BYTES} are allowed", Location(file, 1, 1)
+                )
+            ]
         )
     if isinstance(text, str):
         return text
@@ -110,8 +117,9 @@ def _check_events(text: str, file: str) -> None:
             case yaml.NodeEvent():
                 if event.anchor is not None:
                     raise PipelineError([Problem(f"anchor '&{event.anchor}' is not allowed", place)])
-                if event.tag is not None:
-                    raise PipelineError([Problem(f"tag '{event.tag}' is not allowed", place)])
+                tag = getattr(event, "tag", None)
+                if tag is not None:
+                    raise PipelineError([Problem(f"tag '{tag}' is not allowed", place)])
                 num_items += 1
                 if num_items > MAX_YAML_ITEMS:
                     raise PipelineError([Problem(f"more than {MAX_YAML_ITEMS} values in one file", place)])
@@ -192,4 +200,4 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
-_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign, assignment]  # noqa: ARG005
+_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # noqa: ARG005

@@ -50,18 +50,20 @@ class Admission:
 
 
 class DispatchLedger:
-    """Holds the running attempts and the recent past. `max_held` bounds what runs or waits inside the engine."""
+    """Holds the running attempts and the recent past."""
 
-    def __init__(self, max_held: int) -> None:
-        self.max_held = max_held
+    def __init__(self) -> None:
         self.is_draining = False
         self._running: dict[str, int] = {}
         self._seen: OrderedDict[str, int] = OrderedDict()
         self._cancelled: OrderedDict[str, tuple[float, int | None]] = OrderedDict()
         self._fences: dict[str, int] = {}
 
-    def dispatched(self, dispatch: Dispatch, now: float) -> Admission:
-        """Decide about `dispatch`; with START it counts as running until `ended`."""
+    def dispatched(self, dispatch: Dispatch, now: float, *, max_held: int) -> Admission:
+        """Decide about `dispatch`; with START it counts as running until `ended`.
+
+        `max_held` bounds what runs or waits inside the engine.
+        """
         request_id, attempt = dispatch.request_id, dispatch.attempt
         if self._seen.get(request_id, -1) >= attempt:
             return Admission(Verdict.REPEATED)
@@ -76,7 +78,7 @@ class DispatchLedger:
             return Admission(Verdict.CANCELLED, superseded)
         if self.is_draining:
             return Admission(Verdict.DRAINING, superseded)
-        if superseded is None and len(self._running) >= self.max_held:
+        if superseded is None and len(self._running) >= max_held:
             return Admission(Verdict.FULL)
         self._running[request_id] = attempt
         return Admission(Verdict.START, superseded)

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+
 from integration_instances import Instance
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 DOCUMENTS = {
     "penguins.md": "# Penguins\n\nEmperor penguins breed during the Antarctic winter and keep one egg on their feet.\n",
     "volcanoes.md": "# Volcanoes\n\nKilauea on the island of Hawaii has erupted almost continuously since 1983.\n",
-    "bread.html": "<html><title>Bread</title><body><p>Sourdough rises with wild yeast and lactic acid bacteria.</p></body></html>",
+    "bread.html": "<html><title>Bread</title><body>"
+    "<p>Sourdough rises with wild yeast and lactic acid bacteria.</p></body></html>",
 }
 
 
@@ -105,7 +107,7 @@ def test_rerank_puts_the_relevant_document_first(instance: Instance) -> None:
         "top_n": 2,
     }
     results = post(instance, "/v1/rerank", json.dumps(body)).json()["results"]
-    assert [result["index"] for result in results][0] == 1
+    assert results[0]["index"] == 1
     assert len(results) == 2
     assert results[0]["relevance_score"] >= results[1]["relevance_score"]
 

@@ -13,10 +13,24 @@ import urllib.request
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-PACKAGES = (
-    "sage_core sage_wire sage_pipeline sage_policy sage_telemetry sage_bus sage_actor sage_worker sage_client "
-    "sage_cli sage_native sage_gateway sage_planner sage_scheduler sage_llm_worker sage_operator_worker"
-).split()
+PACKAGES = [
+    "sage_core",
+    "sage_wire",
+    "sage_pipeline",
+    "sage_policy",
+    "sage_telemetry",
+    "sage_bus",
+    "sage_actor",
+    "sage_worker",
+    "sage_client",
+    "sage_cli",
+    "sage_native",
+    "sage_gateway",
+    "sage_planner",
+    "sage_scheduler",
+    "sage_llm_worker",
+    "sage_operator_worker",
+]
 
 
 def main() -> int:

@@ -119,6 +119,7 @@ class SchedulingDesk:
         self._settings = settings
         self._pools: dict[str, _Pool] = {}
         self._held: dict[str, _Held] = {}
+        self._attempts: dict[str, list[str]] = {}
         self._workers: dict[str, Announcement] = {}
         self._receipts: OrderedDict[str, Receipt] = OrderedDict()
         self._cancelled: OrderedDict[str, float] = OrderedDict()
@@ -140,7 +141,7 @@ class SchedulingDesk:
         key = _key(submit.request_id, submit.attempt)
         if key in self._held:
             return []
-        self._held[key] = _Held(submit, deadline, traceparent, now)
+        self._hold(key, _Held(submit, deadline, traceparent, now))
         size = submit.size
         event = Submitted(
             key=key,
@@ -162,7 +163,7 @@ class SchedulingDesk:
         """Stop every attempt of a request (or one), wherever it is. Idempotent."""
         keys = [
             key
-            for key in self._keys_of(cancel.request_id)
+            for key in self._attempts.get(cancel.request_id, ())
             if cancel.attempt is None or self._held[key].submit.attempt == cancel.attempt
         ]
         if not keys and cancel.attempt is None:
@@ -189,7 +190,7 @@ class SchedulingDesk:
             case ReportEvent.FIRST_TOKEN:
                 event = FirstToken(key)
             case ReportEvent.FINISHED | ReportEvent.FAILED | ReportEvent.CANCELLED:
-                held = self._held.pop(key, None)
+                held = self._let_go(key)
                 if held is not None:
                     self._note_actual(report, (now - held.dispatched_at) * 1000)
                 event = Finished(key, report.num_tokens)
@@ -279,7 +280,7 @@ class SchedulingDesk:
                 case DispatchCommand(key, instance_id, decision):
                     outgoing += self._dispatched(pool, key, instance_id, decision, now)
                 case Shed(key, code, retry_after, decision):
-                    held = self._held.pop(key, None)
+                    held = self._let_go(key)
                     self._keep_receipt(pool, key, command, decision)
                     error = _shed_error(code, decision, retry_after)
                     if key == refusable:
@@ -344,9 +345,18 @@ class SchedulingDesk:
         if receipt is not None and receipt.attempt == report.attempt:
             self._receipts[report.request_id] = msgspec.structs.replace(receipt, actual_ms=elapsed_ms)
 
-    def _keys_of(self, request_id: str) -> list[str]:
-        # Attempts are few and start at 0; a request has at most one live attempt here in practice.
-        return [key for attempt in range(16) if (key := _key(request_id, attempt)) in self._held]
+    def _hold(self, key: str, held: _Held) -> None:
+        self._held[key] = held
+        self._attempts.setdefault(held.submit.request_id, []).append(key)
+
+    def _let_go(self, key: str) -> _Held | None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            attempts = self._attempts[held.submit.request_id]
+            attempts.remove(key)
+            if not attempts:
+                del self._attempts[held.submit.request_id]
+        return held
 
     def _forget_cancels(self, now: float) -> None:
         while self._cancelled:

@@ -1,0 +1,83 @@
+"""`sage trace`, `sage explain`, `sage plan`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sage_cli.commands.options import AsJson, Name
+from sage_cli.exits import Exit, fail
+from sage_cli.terminal import out, print_json
+
+__all__ = ["explain", "plan", "trace"]
+
+
+def trace(
+    trace_id: Annotated[
+        str, typer.Argument(metavar="TRACE_ID|REQUEST_ID", help="From the `traceparent` or `x-request-id` header.")
+    ],
+    name: Name = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of a recent request went, stage by stage, from every actor it met.
+
+    Example:  sage trace 4bf92f3577b34da6a3ce929d0e0e4736
+    """
+    from sage_cli.runtime import find_instance
+    from sage_cli.span_search import find_spans
+    from sage_cli.traces import lay_out, total_ms, trace_table
+
+    spans = asyncio.run(find_spans(find_instance(name), trace_id))
+    if not spans:
+        fail(f"no actor remembers spans of {trace_id!r}; only recent, sampled requests are kept")
+    if as_json:
+        print_json({"trace_id": spans[0].trace_id, "total_ms": total_ms(spans), "stages": lay_out(spans), "spans": spans})
+    else:
+        out.print(f"trace {spans[0].trace_id}: {total_ms(spans):.1f} ms, {len(spans)} spans")
+        out.print(trace_table(spans))
+
+
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The request's id, as in the `x-request-id` header.")],
+    name: Name = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show why the scheduler did what it did with a request: queue time, candidates, scores, the reason.
+
+    Example:  sage explain chatcmpl-0123456789abcdef
+    """
+    from sage_cli.receipts import receipt_text
+    from sage_cli.runtime import find_instance
+    from sage_cli.span_search import find_receipts
+
+    receipts = asyncio.run(find_receipts(find_instance(name), request_id))
+    if not receipts:
+        fail(f"no scheduler remembers request {request_id!r}; only the latest decisions are kept")
+    if as_json:
+        print_json(receipts)
+    else:
+        for receipt in receipts:
+            out.print(receipt_text(receipt))
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(help="Pipeline file (YAML).")],
+    as_json: AsJson = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+) -> None:
+    """Compile a pipeline file and show what would run where. Exits with 2 and the line for a file with a mistake.
+
+    Example:  sage plan my-pipeline.yaml --mermaid
+    """
+    from sage_cli.pipeline_plan import plan_of
+
+    if not file.is_file():
+        fail(f"{file} does not exist; expected a pipeline file (YAML)", Exit.USAGE)
+    found = plan_of(file)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print(found.mermaid() if mermaid else found.text())

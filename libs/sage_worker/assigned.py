@@ -1,0 +1,53 @@
+"""One attempt that a worker holds: what it is asked to do, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sage_core import Budget
+from sage_worker.frame_writer import Outlet
+from sage_worker.ledger import Key
+from sage_wire.messages import Work
+
+__all__ = ["Assigned", "Held"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What `Worker.perform` gets. `queue_ms` is how long the scheduler held it, on the scheduler's clock.
+
+    `traceparent` is the span of this attempt; calls made from `perform` carry it by themselves.
+    """
+
+    request_id: str
+    attempt: int
+    pool: str
+    work: Work
+    tenant: str
+    priority: int
+    budget: Budget
+    traceparent: str | None
+    queue_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """The worker's own record of an attempt, from its dispatch to its last event."""
+
+    key: Key
+    assigned: Assigned
+    outlet: Outlet
+    started: float
+    started_ns: int
+    num_tokens: int = 0
+    first_token_ns: int | None = None
+    cancel_reason: str | None = None
+    task: asyncio.Task[None] | None = None
+
+    def cancel(self, reason: str) -> None:
+        """Stop it; the slot is free when its task has ended. Idempotent."""
+        if self.cancel_reason is None:
+            self.cancel_reason = reason
+            if self.task is not None:
+                self.task.cancel()
