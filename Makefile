@@ -44,11 +44,13 @@ native-test: $(SETUP)  ## Build the C++ code with ASan and UBSan and run its tes
 	$(VENV)/bin/cmake --build build/asan
 	$(VENV)/bin/ctest --test-dir build/asan --output-on-failure
 
-proto: $(SETUP)  ## Regenerate proto/ from the messages
+proto: $(SETUP)  ## Regenerate proto/ and the settings reference from the code
 	$(PYTHON) -m sage_wire.schema
+	$(PYTHON) docs/reference/generate.py
 
-proto-check: $(SETUP)  ## Fail when proto/ is stale
+proto-check: $(SETUP)  ## Fail when proto/ or the settings reference is stale
 	$(PYTHON) -m sage_wire.schema --check
+	$(PYTHON) docs/reference/generate.py --check
 
 wheel-test: $(SETUP)  ## Build the wheel and test it with the source tree out of the way
 	tests/wheel/run.sh

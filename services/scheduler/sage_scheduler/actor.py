@@ -9,14 +9,15 @@ from typing import ClassVar
 from sage_actor import (
     Actor,
     ActorContext,
+    ChangeKind,
     Presence,
     Roster,
     RosterChange,
-    RosterChangeKind,
     current_call,
     handles,
 )
 from sage_core import SageError
+from sage_policy.least_outstanding import RECONCILE_AFTER
 from sage_scheduler.desk import ArmTimer, Outgoing, SchedulingDesk, SendCancel, SendDispatch, SendFailure
 from sage_scheduler.metrics import DECISIONS, HELD, QUEUE_SECONDS
 from sage_scheduler.settings import SchedulerSettings
@@ -52,12 +53,13 @@ class SchedulerActor(Actor):
         """Learn who serves what before the first submit is read."""
         self._roster.subscribe(self._on_roster)
         await self._roster.start()
+        self.context.spawn(self._reconcile(), name="reconcile")
 
     async def on_stop(self) -> None:
         """Forget timers; what is queued is resubmitted by its consumers to the next scheduler."""
         for timer in self._timers.values():
             timer.cancel()
-        await self._roster.close()
+        await self._roster.stop()
 
     def presence(self) -> Presence:
         """Report how much is held and queued."""
@@ -104,12 +106,20 @@ class SchedulerActor(Actor):
 
     def _on_roster(self, change: RosterChange) -> None:
         announcement, now = change.announcement, self.context.clock.now()
-        if change.kind is RosterChangeKind.DOWN:
+        if change.kind is ChangeKind.DOWN:
             self._send(self._desk.worker_down(announcement.actor_id, now, is_lost=change.is_lost))
         elif _takes_work(announcement):
             self._send(self._desk.worker_up(announcement, now))
         else:
             self._send(self._desk.worker_down(announcement.actor_id, now, is_lost=False))
+
+    async def _reconcile(self) -> None:
+        """Compare what was dispatched with what workers list; nothing else tells of a dispatch that was lost."""
+        while True:
+            await asyncio.sleep(RECONCILE_AFTER)
+            for announcement in list(self._roster.actors.values()):
+                if _takes_work(announcement):
+                    self._send(self._desk.worker_up(announcement, self.context.clock.now()))
 
     # -- out ----------------------------------------------------------------------------------------------
 
