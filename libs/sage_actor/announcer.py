@@ -15,7 +15,7 @@ from sage_telemetry import get_logger
 from sage_wire import encode, subjects
 from sage_wire.messages import Announcement
 
-__all__ = ["Announcer"]
+__all__ = ["Announcer", "installed_version"]
 
 log = get_logger()
 
@@ -35,7 +35,7 @@ class Announcer:
         self._started_at = clock.now()
         self._sequence = 0
         self._host = socket.gethostname()
-        self._version = _version()
+        self._version = installed_version()
         self._wake = asyncio.Event()
 
     def announce(self) -> None:
@@ -83,7 +83,8 @@ class Announcer:
                 continue
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Return the version of the installed distribution, `0` in a bare checkout."""
     try:
         return metadata.version("sage-serve")
     except metadata.PackageNotFoundError:

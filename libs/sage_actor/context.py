@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from sage_actor.calls import Caller
 from sage_bus.bus import Bus
-from sage_core import Budget, Clock
+from sage_core import Budget, Clock, new_id
 from sage_core.settings import ActorSettings
 from sage_telemetry import Telemetry
 from sage_wire.messages import Message
@@ -58,7 +58,7 @@ class ActorContext:
         self.log = log
         self._spawn = spawn
         self._announce = announce
-        self._caller = Caller(epoch, clock)
+        self._caller = Caller(new_id(length=12), clock)
 
     async def ask(
         self,

@@ -1,8 +1,8 @@
 """Where calls arrive and are served: headers in the callback, everything else in tasks bounded by slots.
 
-    accept (bus callback)  header Sage-Cancel → end that call; mailbox full → Overloaded; else wait
-    pump                   oldest waiting call whose lane has a slot; spent budget → dropped unrun
-    serve (one task)       decode body → handler under its budget → reply, error reply, or crash
+accept (bus callback)  header Sage-Cancel → end that call; mailbox full → Overloaded; else wait
+pump                   oldest waiting call whose lane has a slot; spent budget → dropped unrun
+serve (one task)       decode body → handler under its budget → reply, error reply, or crash
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+
+import structlog
 
 from sage_actor.calls import Call, enter_call
 from sage_actor.handlers import HandlerSpec
@@ -35,9 +38,14 @@ __all__ = ["Desk", "Letter", "Outcome", "Route"]
 EMPTY_MAP = b"\x80"
 log = get_logger()
 
-_calls = metrics.counter("sage_actor_calls", "Calls by what became of them.", ["verb", "outcome"])
-_seconds = metrics.histogram("sage_actor_call_seconds", "Time a handler ran.", ["verb"])
-_waited = metrics.histogram("sage_actor_wait_seconds", "Time a call waited in the mailbox.", ["verb"])
+# Looking a label up costs as much as counting, so the counters of a verb are kept.
+_calls = cache(
+    metrics.counter("sage_actor_calls", "Calls by what became of them.", ["verb", "outcome"]).labels
+)
+_seconds = cache(metrics.histogram("sage_actor_call_seconds", "Time a handler ran.", ["verb"]).labels)
+_waited = cache(
+    metrics.histogram("sage_actor_wait_seconds", "Time a call waited in the mailbox.", ["verb"]).labels
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,8 @@ class Desk:
         self._letters: dict[str, Letter] = {}
         self._running: dict[asyncio.Task[None], Letter] = {}
         self._next_sweep = 0.0
+        self._next_complaint = 0.0
+        self._num_refused = 0
         self._mean_seconds = 0.01
         self._idle = asyncio.Event()
         self._idle.set()
@@ -150,10 +160,7 @@ class Desk:
         if self._mailbox.is_full:
             self._drop_spent(now)
         if not self._mailbox.admit(route.lane, letter):
-            seconds = self._mean_seconds * self.num_waiting / self._mailbox.max_slots
-            self._refuse(
-                letter, Overloaded("the actor's mailbox is full", retry_after=min(30.0, max(0.05, seconds)))
-            )
+            self._refuse(letter, self._overloaded(now))
             return
         self._idle.clear()
         if call.call_id:
@@ -223,14 +230,15 @@ class Desk:
         finally:
             elapsed = self._clock.now() - started_at
             self._mean_seconds += 0.1 * (elapsed - self._mean_seconds)
-            _calls.labels(letter.verb, outcome).inc()
-            _seconds.labels(letter.verb).observe(elapsed)
-            _waited.labels(letter.verb).observe(started_at - letter.arrived_at)
+            _calls(letter.verb, outcome).inc()
+            _seconds(letter.verb).observe(elapsed)
+            _waited(letter.verb).observe(started_at - letter.arrived_at)
 
     async def _perform(self, letter: Letter, target: object, waited: float) -> bytes:
         """Run the handler under its budget and return the encoded reply."""
         spec = letter.route.spec
         enter_call(letter.call)
+        structlog.contextvars.bind_contextvars(verb=letter.verb, call_id=letter.call.call_id)
         with use_parent(letter.call.traceparent), _span(letter) as span:
             if span.is_recording:
                 span.set(semconv.MAILBOX_MS, waited * 1000)
@@ -248,7 +256,8 @@ class Desk:
 
     def _crash(self, letter: Letter, error: BaseException) -> None:
         self._reply_error(
-            letter, Internal(f"{letter.verb} failed with {type(error).__name__}; the actor's log has the cause")
+            letter,
+            Internal(f"{letter.verb} failed with {type(error).__name__}; the actor's log has the cause"),
         )
         log.error("handler_crashed", verb=letter.verb, call_id=letter.call.call_id, exc_info=error)
         self._outcome.crashed(error)
@@ -263,8 +272,16 @@ class Desk:
             return
         self._mailbox.remove(lambda waiting: waiting is letter)
         self._forget(letter)
-        _calls.labels(letter.verb, "cancelled").inc()
+        _calls(letter.verb, "cancelled").inc()
         self._note_idle()
+
+    def _overloaded(self, now: float) -> Overloaded:
+        self._num_refused += 1
+        if now >= self._next_complaint:
+            log.warning("calls_refused", num_refused=self._num_refused, num_waiting=self.num_waiting)
+            self._next_complaint, self._num_refused = now + 1.0, 0
+        seconds = self._mean_seconds * self.num_waiting / self._mailbox.max_slots
+        return Overloaded("the actor's mailbox is full", retry_after=round(min(30.0, max(0.05, seconds)), 3))
 
     def _drop_spent(self, now: float) -> None:
         # One pass over the mailbox per 50 ms at most, however many messages are being refused.
@@ -276,7 +293,7 @@ class Desk:
 
     def _refuse(self, letter: Letter, error: SageError) -> None:
         self._forget(letter)
-        _calls.labels(letter.verb, f"refused_{error.code}").inc()
+        _calls(letter.verb, f"refused_{error.code}").inc()
         self._reply_error(letter, error)
 
     def _forget(self, letter: Letter) -> None:

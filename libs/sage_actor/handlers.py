@@ -8,7 +8,6 @@ import types
 import typing
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, TypeVar, overload
 
 from sage_wire.messages import Message
@@ -16,6 +15,7 @@ from sage_wire.messages import Message
 __all__ = ["HandlerSpec", "handler_specs", "handles", "verb_of"]
 
 _OPTIONS: Final = "__sage_handler__"
+_specs: dict[type[object], tuple[HandlerSpec, ...]] = {}
 F = TypeVar("F", bound=Callable[..., Awaitable[Message | None]])
 
 
@@ -67,8 +67,9 @@ def handles(
 
     Without `subject` it answers on `subjects.actor(actor_id, verb)`, the verb being the request's name in snake
     case. `subject` is called once with the actor after its first `on_start`, and may return a pattern. `queue`
-    joins a queue group. `max_slots` bounds how many run at once; 1 also keeps them in order. `is_control` takes
-    messages from the control connection, past the bulk of the data connection, with a mailbox of its own.
+    joins a queue group, where a caller's cancel may reach another member; the budget still ends the call.
+    `max_slots` bounds how many run at once; 1 also keeps them in order. `is_control` takes messages from the
+    control connection, past the bulk of the data connection, with a mailbox of its own.
 
     A handler that returns None is told; where it is asked nevertheless, an empty map answers when it has ended.
     A SageError it raises is the reply; any other exception is a crash of the actor.
@@ -89,9 +90,14 @@ def verb_of(request_type: type[Message]) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", request_type.__name__).lower()
 
 
-@lru_cache(maxsize=64)
-def handler_specs(owner: type) -> tuple[HandlerSpec, ...]:
+def handler_specs(owner: type[object]) -> tuple[HandlerSpec, ...]:
     """Return the handlers of `owner` and its bases, by name. Raises TypeError for one that is not well formed."""
+    if owner not in _specs:
+        _specs[owner] = _read_specs(owner)
+    return _specs[owner]
+
+
+def _read_specs(owner: type[object]) -> tuple[HandlerSpec, ...]:
     specs = []
     for name in sorted(dir(owner)):
         function = inspect.getattr_static(owner, name)

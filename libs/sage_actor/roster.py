@@ -201,6 +201,8 @@ class Roster:
         self._timer = asyncio.get_running_loop().call_later(wait, self._expire, due)
 
     def _bus_event(self, event: BusEvent, _detail: str) -> None:
+        if self._subscription is None:
+            return
         if event is BusEvent.DISCONNECTED:
             self._is_away = True
         elif event is BusEvent.RECONNECTED:

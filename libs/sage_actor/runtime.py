@@ -52,7 +52,7 @@ class ActorRuntime:
         kind: str | None = None,
     ) -> None:
         self._factory = factory
-        self._kind = kind or getattr(factory, "kind", Actor.kind)
+        self._kind: str = kind or getattr(factory, "kind", None) or Actor.kind
         self._bus = bus
         self._control = control
         self._settings = settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, cast
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
@@ -27,6 +27,19 @@ _WITHHELD: Final = frozenset(
         "messages", "output", "password", "payload", "prompt", "query", "seed_key", "text", "texts", "token_ids",
     }
 )  # fmt: skip
+
+
+class _Stderr:
+    """The stderr of the moment: loggers are made once, and a program may replace its stderr later."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+_STDERR: Final = _Stderr()
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -62,8 +75,7 @@ def _install(shared: list[Processor], renderer: Processor, level: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        # stderr is looked up per logger, so that a test which replaces it sees the output.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _STDERR)),
         cache_logger_on_first_use=False,
     )
 
@@ -116,10 +128,10 @@ def _capture_standard_logging(shared: list[Processor], renderer: Processor) -> N
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the stderr of the moment."""
+    """Standard library records, on the same stream."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            _STDERR.write(self.format(record) + "\n")
         except (OSError, ValueError):
             self.handleError(record)
