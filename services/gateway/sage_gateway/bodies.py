@@ -113,6 +113,8 @@ class ChatBody(msgspec.Struct, frozen=True):
     audio: Raw = _NULL
     web_search_options: Raw = _NULL
     store: bool | None = None
+    parameters: dict[str, str] | None = None
+    """Our extension: values of the parameters that a pipeline declares."""
 
 
 CHAT_NO_EFFECT: Final = frozenset(

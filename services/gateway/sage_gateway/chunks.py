@@ -75,9 +75,7 @@ class ChatChunks:
         self._include_usage = include_usage
         # With include_usage, every chunk but the one that carries it says `"usage": null`.
         tail = b',"usage":null' if include_usage else b""
-        self._templates = _Templates(
-            "chat.completion.chunk", request_id, created, model, service_tier, tail
-        )
+        self._templates = _Templates("chat.completion.chunk", request_id, created, model, service_tier, tail)
         self._open = self._templates.head + b',"choices":[{"index":0,"delta":{'
         self._content = self._open + b'"content":'
         self._close = b'},"logprobs":null,"finish_reason":null}]' + self._templates.tail

@@ -1,4 +1,4 @@
-"""JSON bodies to typed structs. Whatever is wrong with a body becomes one `BadRequest` that names the field."""
+"""JSON bodies to typed structs. Whatever is wrong with a body becomes one error that says where."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from sage_core import BadRequest
+from sage_gateway.errors import HttpRefused
 
 __all__ = ["BodyDecoder", "Decoded"]
 
@@ -41,22 +42,27 @@ class BodyDecoder(Generic[B]):
         self._known = frozenset(field.encode_name for field in msgspec.structs.fields(kind)) | no_effect
 
     def decode(self, payload: bytes) -> Decoded[B]:
-        """Return the body. Raises BadRequest with `param` for wrong types, NaN, deep nesting, broken text …"""
+        """Return the body.
+
+        Raises BadRequest with `param` for fields that are missing, of the wrong type or out of range; HttpRefused
+        400 for what is no JSON at all: NaN, unpaired surrogates, broken UTF-8, nesting beyond any use.
+        """
         try:
-            body = self._decoder.decode(payload)
+            # Names first: what is no JSON is called that, whatever fields are missing from what was read of it.
             names = _keys.decode(payload)
+            body = self._decoder.decode(payload)
         except _MALFORMED as error:
             raise _explain(error, payload) from None
         return Decoded(body, sum(name not in self._known for name in names))
 
 
-def _explain(error: Exception, payload: bytes) -> BadRequest:
+def _explain(error: Exception, payload: bytes) -> BadRequest | HttpRefused:
     if isinstance(error, RecursionError):
-        return BadRequest("the body is nested too deeply")
+        return _no_json("the body is nested too deeply")
     if isinstance(error, UnicodeDecodeError):
-        return BadRequest("the body is not valid UTF-8")
+        return _no_json("the body is not valid JSON: it is not UTF-8")
     if not isinstance(error, msgspec.ValidationError):
-        return BadRequest(_malformed(str(error), payload))
+        return _no_json(_malformed(str(error), payload))
     match = _LOCATED.fullmatch(str(error))
     assert match is not None
     what, path = match["what"], (match["path"] or "").removeprefix(".")
@@ -73,6 +79,10 @@ def _explain(error: Exception, payload: bytes) -> BadRequest:
     return BadRequest(f"'{path}': {what}", param=path)
 
 
+def _no_json(message: str) -> HttpRefused:
+    return HttpRefused(400, "invalid_request_error", "invalid_json", message)
+
+
 def _type_names(types: str) -> list[str]:
     return [_TYPE_NAMES.get(name, name) for name in types.split(" | ")]
 
@@ -80,7 +90,7 @@ def _type_names(types: str) -> list[str]:
 def _malformed(reason: str, payload: bytes) -> str:
     if not payload.strip():
         return "the body is empty; expected a JSON object"
-    # msgspec reports a surrogate escape without its partner as truncation.
-    if "truncated" in reason and re.search(rb"\\u[dD][89a-fA-F]", payload):
+    # msgspec reports a surrogate escape without its partner as something cut off.
+    if ("truncated" in reason or "hex escape" in reason) and re.search(rb"\\u[dD][89a-fA-F]", payload):
         return "the body is not valid JSON: a \\u escape is an unpaired surrogate, or the text is cut off"
     return f"the body is not valid JSON: {reason.removeprefix('JSON is malformed: ')}"

@@ -46,7 +46,7 @@ class HttpError:
         return headers
 
 
-class HttpRefused(Exception):  # noqa: N818 - a refusal of the HTTP edge, not one of SAGE's errors
+class HttpRefused(Exception):
     """Refused by HTTP's own rules, before there is any work: method, route, key, size, pace."""
 
     def __init__(
@@ -95,7 +95,13 @@ def describe(error: SageError) -> HttpError:
     if retry_after is None and error.retryable:
         retry_after = 1.0
     return HttpError(
-        status, type_, code, error.message, param=error.param, retry_after=retry_after, retryable=error.retryable
+        status,
+        type_,
+        code,
+        error.message,
+        param=error.param,
+        retry_after=retry_after,
+        retryable=error.retryable,
     )
 
 

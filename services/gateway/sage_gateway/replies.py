@@ -165,7 +165,8 @@ class _Completion(msgspec.Struct, frozen=True):
 def completion_body(request_id: str, created: int, model: str, choices: Sequence[Choice]) -> bytes:
     """Return a `text_completion` with one choice per prompt."""
     shown = [
-        _TextChoice(index, "".join(choice.texts), choice.finish_reason) for index, choice in enumerate(choices)
+        _TextChoice(index, "".join(choice.texts), choice.finish_reason)
+        for index, choice in enumerate(choices)
     ]
     usage = total_usage([choice.usage for choice in choices])
     return _encoder.encode(
@@ -266,9 +267,7 @@ def rerank_body(
         raise Internal(f"the worker returned {len(scores)} scores for {len(documents)} documents")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: plan.top_n]
     results = [
-        _RerankResult(
-            index, scores[index], _Document(documents[index]) if plan.return_documents else UNSET
-        )
+        _RerankResult(index, scores[index], _Document(documents[index]) if plan.return_documents else UNSET)
         for index in order
     ]
     shown = _PromptUsage(usage.prompt_tokens, usage.prompt_tokens)

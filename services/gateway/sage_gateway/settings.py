@@ -38,14 +38,18 @@ class GatewaySection(Section):
     max_body: ByteSize = Field(4 * 2**20, ge=1024, description="Largest request body.")
     max_header_bytes: ByteSize = Field(32 * 2**10, ge=1024, description="Largest request line plus headers.")
     max_headers: int = Field(100, ge=8, description="Most headers of one request.")
-    header_timeout: Duration = Field(10.0, gt=0, description="How long a client may take to send its headers.")
+    header_timeout: Duration = Field(
+        10.0, gt=0, description="How long a client may take to send its headers."
+    )
     body_timeout: Duration = Field(30.0, gt=0, description="How long a client may take to send its body.")
     idle_timeout: Duration = Field(75.0, gt=0, description="How long an unused connection is kept.")
     keep_alive_interval: Duration = Field(
         10.0, gt=0, description="A silent stream sends a comment this often, also before its first token."
     )
     stall_timeout: Duration = Field(
-        30.0, gt=0, description="A client that takes no bytes for this long is cut off and its request cancelled."
+        30.0,
+        gt=0,
+        description="A client that takes no bytes for this long is cut off and its request cancelled.",
     )
     max_backlog: ByteSize = Field(
         4 * 2**20, ge=2**16, description="Output that may wait for one slow client before it is cut off."

@@ -88,8 +88,11 @@ def plan_chat(body: ChatBody, served: ServedModel) -> GenerationPlan:
     work: Generate | RunPipeline
     if served.task == "pipeline":
         name = served.name.removeprefix(_PIPELINE_PREFIX)
-        work = RunPipeline(pipeline=name, messages=messages, sampling=sampling)
+        work = RunPipeline(
+            pipeline=name, messages=messages, sampling=sampling, parameters=body.parameters or {}
+        )
     else:
+        _refuse(bool(body.parameters), "parameters", "only pipelines have parameters")
         work = Generate(model=served.name, prompt=ChatPrompt(messages=messages), sampling=sampling)
     return _generation([work], body)
 
@@ -116,13 +119,16 @@ def plan_embedding(body: EmbeddingBody, served: ServedModel) -> Embed:
         param = "input" if isinstance(body.input, str) else f"input[{index}]"
         if not isinstance(text, str):
             raise BadRequest(
-                f"'{param}': token ids are not supported for embeddings in this version; send text", param="input"
+                f"'{param}': token ids are not supported for embeddings in this version; send text",
+                param="input",
             )
         _refuse(not text, param, "is empty; every input needs at least one character")
         texts.append(text)
     _refuse(not texts, "input", "is empty; expected text or a list of texts")
     if len(texts) > MAX_INPUTS:
-        raise LimitExceeded(f"'input': found {len(texts)} texts; at most {MAX_INPUTS} are allowed", param="input")
+        raise LimitExceeded(
+            f"'input': found {len(texts)} texts; at most {MAX_INPUTS} are allowed", param="input"
+        )
     limit = served.dim or _MAX_EMBEDDING_DIMENSIONS
     _refuse(
         body.dimensions is not None and body.dimensions > limit,
@@ -139,9 +145,7 @@ def plan_rerank(body: RerankBody, served: ServedModel, *, returns_documents: boo
     documents = [_text(document) for document in body.documents]
     top_n = len(documents) if body.top_n is None else min(body.top_n, len(documents))
     return_documents = returns_documents if body.return_documents is None else body.return_documents
-    return RerankPlan(
-        Rerank(model=served.name, query=query, documents=documents), top_n, return_documents
-    )
+    return RerankPlan(Rerank(model=served.name, query=query, documents=documents), top_n, return_documents)
 
 
 def _generation(works: list[Generate | RunPipeline], body: ChatBody | CompletionBody) -> GenerationPlan:
@@ -170,9 +174,7 @@ def _sampling(body: ChatBody | CompletionBody, max_tokens: int | None) -> Sampli
 
 
 def _message(message: MessageBody, param: str) -> ChatMessage:
-    _refuse(
-        message.role in ("tool", "function"), f"{param}.role", "tools are not supported in this version"
-    )
+    _refuse(message.role in ("tool", "function"), f"{param}.role", "tools are not supported in this version")
     _refuse(_is_given(message.tool_calls), f"{param}.tool_calls", "tools are not supported in this version")
     _refuse(_is_given(message.function_call), f"{param}.function_call", "functions are not supported")
     _refuse(_is_given(message.audio), f"{param}.audio", "only text is understood")
@@ -188,7 +190,9 @@ def _content(message: MessageBody, param: str) -> str:
     texts = []
     for index, part in enumerate(message.content):
         where = f"{param}[{index}]"
-        _refuse(part.type != "text", f"{where}.type", f"found '{part.type[:40]}'; only text parts are supported")
+        _refuse(
+            part.type != "text", f"{where}.type", f"found '{part.type[:40]}'; only text parts are supported"
+        )
         if part.text is None:
             raise BadRequest(f"missing required field '{where}.text'", param=f"{where}.text")
         texts.append(part.text)
@@ -214,7 +218,9 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[TextPrompt | Tok
             prompts.append(TextPrompt(text=item))
         elif isinstance(item, list):
             prompts.append(TokenPrompt(token_ids=item))
-    _refuse(len({type(item) for item in prompts}) > 1, "prompt", "mixes token ids and texts; expected one kind")
+    _refuse(
+        len({type(item) for item in prompts}) > 1, "prompt", "mixes token ids and texts; expected one kind"
+    )
     return prompts
 
 
