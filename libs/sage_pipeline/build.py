@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sage_pipeline.graph import MAX_NODES, Node, OptionValue, Parameter, Pipeline, referenced_parameter
-from sage_pipeline.nodes import CATALOGUE, NodeType, Options, PromptOptions, RetrieveOptions, SplitOptions
+from sage_pipeline.nodes import CATALOGUE, NodeType, Options, PromptOptions, find_conflict
 from sage_pipeline.problems import Location, PipelineError, Problem, did_you_mean, listed
 from sage_pipeline.template import TemplateError, parse_template
 from sage_pipeline.wiring import Wire, wire
@@ -305,21 +305,13 @@ class _Builder:
             draft.options = draft.type.options(**values)
 
     def _check_node(self, draft: _Draft, inputs: Mapping[str, str], defaults: Mapping[str, str]) -> None:
-        where = f"node '{draft.id}'"
-        match draft.options:
-            case SplitOptions(chunk_chars=chunk, overlap_chars=overlap) if overlap >= chunk:
-                self._value(
-                    (*draft.path, "overlap_chars"),
-                    f"{where}: overlap_chars is {overlap}; expected less than chunk_chars, which is {chunk}",
-                )
-            case RetrieveOptions(mode=mode) if mode != "sparse" and "vector" not in inputs:
-                self._value(
-                    draft.path,
-                    f"{where} (retrieve) has nothing at port 'vector', which mode {mode} needs; accepted: Vector "
-                    "from an embed node, or set mode: sparse",
-                )
-            case PromptOptions() as options:
-                self._check_templates(draft, options, inputs, defaults)
+        assert draft.options is not None  # wiring starts when every node has its options
+        conflict = find_conflict(draft.options, inputs)
+        if conflict is not None:
+            path = draft.path if conflict.option is None else (*draft.path, conflict.option)
+            self._value(path, f"node '{draft.id}' ({draft.type.name}): {conflict.message}")
+        if isinstance(draft.options, PromptOptions):
+            self._check_templates(draft, draft.options, inputs, defaults)
 
     def _check_templates(
         self, draft: _Draft, options: PromptOptions, inputs: Mapping[str, str], defaults: Mapping[str, str]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sage_core import BadRequest
 from sage_pipeline.build import make_options
 from sage_pipeline.graph import Pipeline
-from sage_pipeline.nodes import CATALOGUE, SplitOptions
+from sage_pipeline.nodes import CATALOGUE, find_conflict
 from sage_pipeline.plan import Plan, Step
 from sage_pipeline.problems import did_you_mean, listed
 
@@ -30,11 +30,10 @@ def compile_pipeline(pipeline: Pipeline, parameters: Mapping[str, str] | None = 
             options = make_options(node_type, node.options, values)
         except ValueError as error:
             raise BadRequest(f"pipeline '{pipeline.name}': {error}", param="parameters") from None
-        if isinstance(options, SplitOptions) and options.overlap_chars >= options.chunk_chars:
+        conflict = find_conflict(options, node.inputs)
+        if conflict is not None:
             raise BadRequest(
-                f"pipeline '{pipeline.name}' node '{node.id}': overlap_chars is {options.overlap_chars}; expected "
-                f"less than chunk_chars, which is {options.chunk_chars}",
-                param="parameters",
+                f"pipeline '{pipeline.name}' node '{node.id}': {conflict.message}", param="parameters"
             )
         if node_type.is_source:
             source = node.yields

@@ -7,7 +7,7 @@ JSON Schema, the plan and every error message follow from the entry.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
@@ -24,6 +24,7 @@ __all__ = [
     "IndexOptions",
     "LlmOptions",
     "NodeType",
+    "OptionConflict",
     "Options",
     "Placement",
     "Port",
@@ -32,6 +33,7 @@ __all__ = [
     "RetrieveOptions",
     "SourceOptions",
     "SplitOptions",
+    "find_conflict",
 ]
 
 AUTO: Final = "auto"
@@ -42,7 +44,11 @@ ModelName = Annotated[
     Meta(min_length=1, max_length=256, description="Name of a served model, or auto: the first that fits."),
 ]
 CollectionName = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of a collection.")
+    str,
+    Meta(
+        pattern=r"^[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,126}[^\s\x00-\x1f\x7f])?$",
+        description="Name of a collection: 1 to 128 printable characters, no outer spaces.",
+    ),
 ]
 
 
@@ -180,6 +186,31 @@ class NodeType:
         if isinstance(self.yields, EdgeType):
             return self.yields
         return self.yields.get(first) if first is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class OptionConflict:
+    """Options that are fine alone and wrong together, or with what is bound. `option` None: the node as a whole."""
+
+    option: str | None
+    message: str
+
+
+def find_conflict(options: Options, ports: Collection[str]) -> OptionConflict | None:
+    """Check what one option alone cannot tell. `ports` are those that are bound."""
+    match options:
+        case SplitOptions(chunk_chars=chunk, overlap_chars=overlap) if overlap >= chunk:
+            return OptionConflict(
+                "overlap_chars",
+                f"overlap_chars is {overlap}; expected less than chunk_chars, which is {chunk}",
+            )
+        case RetrieveOptions(mode=mode) if mode != "sparse" and "vector" not in ports:
+            return OptionConflict(
+                None,
+                f"nothing at port 'vector', which mode {mode} needs; accepted: Vector from an embed node, or set "
+                "mode: sparse",
+            )
+    return None
 
 
 _TEXT = (EdgeType.MESSAGES, EdgeType.ANSWER)

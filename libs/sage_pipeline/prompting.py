@@ -83,7 +83,7 @@ def _blocks(hits: Sequence[Hit], limit: int) -> list[str]:
         heading = " ".join((hit.title or hit.source).split())
         lines = (line.rstrip() for line in hit.text.splitlines())
         text = "\n".join(_FENCES.get(line.strip(), line) for line in lines if line)
-        block = f"[{number}] {heading}\n{text}"
+        block = f"[{number}] {heading}\n{text}".rstrip("\n")
         if used + len(block) > limit:
             if not blocks:
                 blocks.append(block[:limit])

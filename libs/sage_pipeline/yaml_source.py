@@ -7,7 +7,7 @@ documents, duplicate keys and deep nesting are refused before anything is built 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Protocol
 
 import yaml
 
@@ -58,7 +58,6 @@ def load_yaml(text: str | bytes, file: str) -> tuple[object, Locations]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        assert mark is None or isinstance(mark, yaml.Mark)
         reason = " ".join(part for part in (error.context, error.problem) if part)
         raise PipelineError([Problem(f"not YAML: {reason}", _at(file, mark))]) from None
     except yaml.YAMLError as error:
@@ -99,8 +98,15 @@ def _decoded(text: str | bytes, file: str) -> str:
         raise PipelineError([Problem("not UTF-8", Location(file, line, column))]) from None
 
 
-def _at(file: str, mark: yaml.Mark | None) -> Location:
+def _at(file: str, mark: _Mark | None) -> Location:
     return Location(file, mark.line + 1, mark.column + 1) if mark is not None else Location(file, 1, 1)
+
+
+class _Mark(Protocol):
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
 
 
 def _check_events(text: str, file: str) -> None:
