@@ -9,11 +9,12 @@ from sage_wire.messages import Accepted, Delta, Event, Work
 
 __all__ = [
     "Answered",
-    "ReaderCancelled",
     "Command",
     "Finish",
     "Input",
     "Opened",
+    "Probe",
+    "ReaderCancelled",
     "Refused",
     "Resynchronised",
     "SchedulerGone",
@@ -64,10 +65,10 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerListed:
-    """A worker announced what it runs; `is_held` tells whether the current attempt is among it."""
+    """Answers `Probe`: whether the worker's last announcement lists the attempt; None where nobody knows."""
 
     worker_id: str
-    is_held: bool
+    is_held: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,18 @@ class SetTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether the worker still holds the current attempt; answer with `WorkerListed`."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The end. None after `Completed`; else what the reader gets raised."""
 
     error: SageError | None
 
 
-Command = Event | SendSubmit | SendCancel | SetTimer | Finish
+Command = Event | SendSubmit | SendCancel | SetTimer | Probe | Finish
 """An `Event` is handed to the reader as it is."""

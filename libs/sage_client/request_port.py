@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from sage_actor import Roster, RosterChange
+from sage_actor import ChangeKind, Roster, RosterChange
 from sage_bus import Bus, BusEvent, Received, Subscription
 from sage_client.request_events import (
     Answered,
@@ -22,6 +22,7 @@ from sage_client.request_events import (
     Finish,
     Input,
     Opened,
+    Probe,
     ReaderCancelled,
     Refused,
     Resynchronised,
@@ -112,11 +113,13 @@ class RequestPort:
         self._subscription: Subscription | None = None
         self._streams: dict[str, _Open] = {}
         self._by_worker: dict[str, dict[str, _Open]] = {}
+        self._leave_roster: Callable[[], None] = lambda: None
         self._asks: set[asyncio.Task[None]] = set()
         self._execute: dict[type, Callable[..., None]] = {
             SendSubmit: self._send_submit,
             SendCancel: self._send_cancel,
             SetTimer: self._set_timer,
+            Probe: self._probe,
             Finish: self._finish,
         }
 
@@ -125,12 +128,13 @@ class RequestPort:
         self._subscription = await self._bus.subscribe(self._reply_to, self._on_frame)
         self._bus.on_event(self._on_bus_event)
         if self._roster is not None:
-            self._roster.subscribe(self._on_roster_change)
+            self._leave_roster = self._roster.subscribe(self._on_roster_change)
 
     async def close(self) -> None:
         """Cancel every open request, stop listening. Idempotent."""
         for opened in list(self._streams.values()):
             opened.stream.cancel("the consumer is closing")
+        self._leave_roster()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
@@ -210,18 +214,14 @@ class RequestPort:
             self._handle_for(list(self._streams.values()), Resynchronised())
 
     def _on_roster_change(self, change: RosterChange) -> None:
-        announcement = change.announcement
-        if change.kind == "down":
-            if announcement.kind == "scheduler":
-                self._handle_for(list(self._streams.values()), SchedulerGone(announcement.actor_id))
-            else:
-                gone = WorkerGone(announcement.actor_id, change.is_lost)
-                self._handle_for(self._held_by(announcement.actor_id), gone)
-        elif held := self._held_by(announcement.actor_id):
-            listed = set(announcement.in_flight)
-            for opened in held:
-                key = f"{opened.stream.request_id}/{opened.stream.attempt}"
-                self._handle_for([opened], WorkerListed(announcement.actor_id, key in listed))
+        if change.kind is not ChangeKind.DOWN:
+            return
+        actor_id = change.announcement.actor_id
+        if change.announcement.kind == "scheduler":
+            self._handle_for(list(self._streams.values()), SchedulerGone(actor_id))
+        else:
+            held = list(self._by_worker.get(actor_id, {}).values())
+            self._handle_for(held, WorkerGone(actor_id, change.is_lost))
 
     def _on_cancel(self, stream: RequestStream, reason: str) -> None:
         opened = self._streams.get(stream.request_id)
@@ -330,6 +330,15 @@ class RequestPort:
         opened.timer = None
         self._handle_for([opened], Timer())
 
+    def _probe(self, opened: _Open, command: Probe, _: float) -> None:
+        stream, worker_id = opened.stream, command.worker_id
+        announcement = None if self._roster is None else self._roster.actors.get(worker_id)
+        is_held = None
+        # An announcement tells something only if there has been one since the request fell silent.
+        if announcement is not None and announcement.interval_ms / 1000 < self._rules.silence:
+            is_held = f"{stream.request_id}/{stream.attempt}" in announcement.in_flight
+        self._handle_for([opened], WorkerListed(worker_id, is_held))
+
     def _finish(self, opened: _Open, command: Finish, _: float) -> None:
         stream = opened.stream
         del self._streams[stream.request_id]
@@ -339,9 +348,6 @@ class RequestPort:
         stream.finish(command.error)
 
     # Who runs what, so that a worker's end costs only a look at its own requests.
-
-    def _held_by(self, worker_id: str) -> list[_Open]:
-        return list(self._by_worker.get(worker_id, {}).values())
 
     def _note_worker(self, opened: _Open) -> None:
         worker_id = opened.stream.state.worker_id

@@ -19,11 +19,12 @@ from typing import Final
 from sage_client.delivered import delivered_for
 from sage_client.request_events import (
     Answered,
-    ReaderCancelled,
     Command,
     Finish,
     Input,
     Opened,
+    Probe,
+    ReaderCancelled,
     Refused,
     Resynchronised,
     SchedulerGone,
@@ -34,7 +35,7 @@ from sage_client.request_events import (
     WorkerGone,
     WorkerListed,
 )
-from sage_core import Cancelled, DeadlineExceeded, Overloaded, SageError, WorkerLost
+from sage_core import Cancelled, DeadlineExceeded, NotFound, Overloaded, SageError, WorkerLost
 from sage_wire.messages import Completed, Delta, Failed, Started, Work
 
 __all__ = ["Phase", "RequestState", "RetryRules"]
@@ -59,9 +60,8 @@ class RetryRules:
     """When another attempt is worth it. All in seconds; delays are multiplied by a jitter of 0.5 to 1.5.
 
     `max_attempts` counts attempts that a worker or the way to it failed. Attempts that no scheduler took do not
-    count; they go on for `patience`, so that a restarting scheduler is not seen. `silence` is how long a started
-    attempt may say nothing after messages may have been lost, `grace` how long the last frames of a stopped worker
-    may take, `unlisted` for how long a worker's announcements must leave the attempt out before it counts as ended.
+    count; they go on for `patience`, so that a restarting scheduler is not seen. After `silence` it is asked whether
+    a started attempt still runs; `grace` is how long the last frames of a worker may take.
     """
 
     max_attempts: int = 3
@@ -70,7 +70,6 @@ class RetryRules:
     patience: float = 5.0
     silence: float = 2.0
     grace: float = 0.5
-    unlisted: float = 1.5
 
     def delay(self, num_before: int, jitter: float) -> float:
         """Return how long to wait before another try when `num_before` went before it."""
@@ -102,8 +101,10 @@ class RequestState:
         self._scheduler_id: str | None = None
         self._retry_at: float | None = None
         self._gone_at: float | None = None
-        self._suspect_at: float | None = None
-        self._missing_since: float | None = None
+        self._heard_at = 0.0
+        self._probe_at: float | None = None
+        self._is_in_doubt = False
+        self._is_unlisted = False
         self._refused_since: float | None = None
         self._num_refused = 0
         self._timer_at: float | None = None
@@ -146,10 +147,10 @@ class RequestState:
                 is_still_running=True,
             )
         self._next_seq += 1
-        if self._suspect_at is not None or self._missing_since is not None:
-            self._suspect_at = self._missing_since = None
+        self._heard_at = now
+        self._is_in_doubt = self._is_unlisted = False
         if type(event) is Started:
-            return self._on_started(event)
+            return self._on_started(event, now)
         if type(event) is Failed:
             return self._on_failed(event, now)
         if type(event) is Completed:
@@ -158,11 +159,12 @@ class RequestState:
         accepted = self._delivered.accept(event)
         return _NOTHING if accepted is None else (accepted,)
 
-    def _on_started(self, event: Started) -> Sequence[Command]:
+    def _on_started(self, event: Started, now: float) -> Sequence[Command]:
         self.phase = Phase.STARTED
         self.worker_id = event.worker_id
         self.queue_ms = event.queue_ms
-        return _NOTHING
+        self._probe_at = now + self._rules.silence
+        return self._armed()
 
     def _on_failed(self, event: Failed, now: float) -> Sequence[Command]:
         error = event.error.raised()
@@ -197,12 +199,10 @@ class RequestState:
             self._refused_since = now
         is_out_of_patience = now - self._refused_since >= self._rules.patience
         delay = max(self._rules.delay(self._num_refused, self._jitter()), error.retry_after or 0.0)
-        if (
-            not error.retryable
-            or self._is_refusal(error)
-            or is_out_of_patience
-            or now + delay >= self.deadline
-        ):
+        # After trouble, a pool that nobody knows is one whose workers a young scheduler has not heard yet.
+        is_curable = error.retryable or (isinstance(error, NotFound) and self.attempt > 0)
+        is_too_late = is_out_of_patience or now + delay >= self.deadline
+        if not is_curable or self._is_refusal(error) or is_too_late:
             return self._end(error)
         self._num_refused += 1
         # A scheduler that answered too late holds it now.
@@ -226,14 +226,17 @@ class RequestState:
     def _on_worker_listed(self, event: WorkerListed, now: float) -> Sequence[Command]:
         if self.phase is not Phase.STARTED or event.worker_id != self.worker_id:
             return _NOTHING
-        if event.is_held:
-            self._missing_since = None
-        elif self._missing_since is None:
-            self._missing_since = now
-        elif now - self._missing_since >= self._rules.unlisted:
+        if event.is_held is None:
+            is_lost = self._is_in_doubt
+        else:
+            # The first time, its last frames may still be behind the announcement, which takes another connection.
+            is_lost = not event.is_held and self._is_unlisted
+            self._is_unlisted = not event.is_held
+        if is_lost:
             error = WorkerLost(f"the last results of worker {event.worker_id} were lost")
-            return self._lose(error, now, is_still_running=False)
-        return _NOTHING
+            return self._lose(error, now, is_still_running=True)
+        self._probe_at = now + (self._rules.grace if self._is_unlisted else self._rules.silence)
+        return self._armed()
 
     def _on_scheduler_gone(self, event: SchedulerGone, now: float) -> Sequence[Command]:
         if self.phase is not Phase.ACCEPTED or event.scheduler_id != self._scheduler_id:
@@ -245,8 +248,7 @@ class RequestState:
             cancel = SendCancel(self.attempt, None, "messages were lost")
             return (cancel, *self._again(now, self._rules.delay(0, self._jitter())))
         if self.phase is Phase.STARTED:
-            self._suspect_at = now + self._rules.silence
-            return self._armed()
+            self._is_in_doubt = True
         return _NOTHING
 
     def _on_timer(self, _: Timer, now: float) -> Sequence[Command]:
@@ -261,9 +263,13 @@ class RequestState:
         if self._gone_at is not None and now >= self._gone_at:
             error = WorkerLost(f"worker {self.worker_id} stopped before it was done")
             return self._lose(error, now, is_still_running=False)
-        if self._suspect_at is not None and now >= self._suspect_at:
-            error = WorkerLost(f"nothing came from worker {self.worker_id} after messages were lost")
-            return self._lose(error, now, is_still_running=True)
+        if self._probe_at is not None and now >= self._probe_at:
+            silent_until = self._heard_at + self._rules.silence
+            if self.worker_id is not None and (self._is_unlisted or now >= silent_until):
+                self._probe_at = None
+                # Last, as its answer may set another timer.
+                return (*self._armed(), Probe(self.worker_id))
+            self._probe_at = silent_until
         return self._armed()
 
     def _is_refusal(self, error: SageError) -> bool:
@@ -290,7 +296,8 @@ class RequestState:
         self.phase = Phase.BACKOFF
         self.worker_id = self._scheduler_id = None
         self._next_seq = 0
-        self._gone_at = self._suspect_at = self._missing_since = None
+        self._gone_at = self._probe_at = None
+        self._is_in_doubt = self._is_unlisted = False
         if delay <= 0.0:
             return self._submit(now)
         self._retry_at = now + delay
@@ -303,7 +310,7 @@ class RequestState:
         return (SendSubmit(self.attempt, work), *self._armed())
 
     def _armed(self) -> Sequence[Command]:
-        times = (self.deadline, self._retry_at, self._gone_at, self._suspect_at)
+        times = (self.deadline, self._retry_at, self._gone_at, self._probe_at)
         at = min(time for time in times if time is not None)
         if at == self._timer_at:
             return ()

@@ -37,10 +37,13 @@ def measure(work: Work) -> WorkSize:
             return WorkSize(num_items=len(work.documents), num_chars=num_chars)
         case Split():
             return WorkSize(
-                num_items=len(work.documents), num_chars=sum(len(document.text) for document in work.documents)
+                num_items=len(work.documents),
+                num_chars=sum(len(document.text) for document in work.documents),
             )
         case Index():
-            return WorkSize(num_items=len(work.chunks), num_chars=sum(len(chunk.text) for chunk in work.chunks))
+            return WorkSize(
+                num_items=len(work.chunks), num_chars=sum(len(chunk.text) for chunk in work.chunks)
+            )
         case Retrieve():
             return WorkSize(num_chars=len(work.query))
         case RunPipeline():

@@ -16,6 +16,8 @@ Requests (core NATS; lost when nobody listens):
 Jobs (JetStream; kept until done), no prefix shared with requests:
 
     sagejobs.v1.submit                     work queue of durable pipeline jobs
+    sagedead.v1.<stream>                   what a work queue gave up
+    sagekv.v1.<bucket>.<key>               every stored change of a bucket, republished by the server
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ __all__ = [
     "RECEIPTS_FIND",
     "actor",
     "announce",
+    "bucket_changes",
     "check_subject",
+    "dead_letters",
     "every",
     "frames",
     "pool_cancel",
@@ -117,6 +121,16 @@ def every(verb: str) -> str:
 def announce(kind: str, actor_id: str) -> str:
     """Where an actor of `kind` announces its presence."""
     return f"sage.v1.announce.{kind}.{actor_id}"
+
+
+def dead_letters(stream: str) -> str:
+    """Where the jobs that the work queue `stream` gave up are stored."""
+    return f"sagedead.v1.{stream}"
+
+
+def bucket_changes(bucket: str) -> str:
+    """Prefix of the subjects on which the server republishes every stored change of `bucket`."""
+    return f"sagekv.v1.{bucket}"
 
 
 def check_subject(subject: str, *, is_pattern: bool = False) -> str:

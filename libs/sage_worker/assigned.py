@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass
 
 from sage_core import Budget
+from sage_wire.messages import Work
 from sage_worker.frame_writer import Outlet
 from sage_worker.ledger import Key
-from sage_wire.messages import Work
 
 __all__ = ["Assigned", "Held"]
 

@@ -127,8 +127,9 @@ class BatchLoop(Generic[ItemT, ResultT]):
             for entry in batch:
                 parts.setdefault(entry.ticket, []).append(entry)
             if len(parts) > 1:
-                for part in parts.values():
-                    await self._run_batch(part)
+                for ticket_id, part in parts.items():
+                    if ticket_id in self._tickets:
+                        await self._run_batch(part)
                 return
             ticket_id = batch[0].ticket
             self._queue.discard(ticket_id)

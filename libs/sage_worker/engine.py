@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
 
     def generate(
         self, request_id: str, request: Generate, *, priority: int = 0
-    ) -> AsyncIterator[Tokens | Completed]:
+    ) -> AsyncGenerator[Tokens | Completed, None]:
         """Yield token deltas as the engine produces them, then exactly one `Completed`.
 
         `request.resume` is what an earlier attempt delivered: generation continues after it, it is not yielded

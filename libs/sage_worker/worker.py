@@ -146,9 +146,7 @@ class Worker(Actor):
             queue_ms=request.queue_ms,
         )
         held = self._held[key] = Held(key, assigned, outlet, now, time.time_ns())
-        outlet.emit(
-            Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms)
-        )
+        outlet.emit(Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms))
         self._report(request.pool, key, ReportEvent.STARTED)
         held.task = self.context.spawn(self._run(held), name=f"perform {key}")
         held.task.add_done_callback(lambda _: self._on_task_done(held))
@@ -192,7 +190,9 @@ class Worker(Actor):
             self.context.log.exception(
                 "perform_failed", request_id=assigned.request_id, attempt=assigned.attempt, pool=assigned.pool
             )
-            error = Internal(f"{type(raised).__name__} in worker {self.context.actor_id}; its log has the rest")
+            error = Internal(
+                f"{type(raised).__name__} in worker {self.context.actor_id}; its log has the rest"
+            )
         self._record_stages(held)
         self._end(held, error)
 

@@ -96,9 +96,10 @@ class Cancel(Message, frozen=True):
 
 
 class FindSpans(Message, frozen=True):
-    """Asked of every actor: recent spans of one trace."""
+    """Asked of every actor: recent spans of one trace, or of the traces that a request id appears in."""
 
     trace_id: str
+    request_id: str = ""
 
 
 class Span(Message, frozen=True):

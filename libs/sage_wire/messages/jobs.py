@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
 from sage_wire.messages.base import Message, WireError
 from sage_wire.messages.work import RunPipeline
 
-__all__ = ["JobState", "JobStatus", "SubmitJob"]
+__all__ = ["NO_VALUE", "JobState", "JobStatus", "SubmitJob"]
+
+
+NO_VALUE: Final = msgspec.Raw()
 
 
 class SubmitJob(Message, frozen=True):
@@ -32,7 +36,11 @@ class JobStatus(enum.StrEnum):
 
 
 class JobState(Message, frozen=True):
-    """The value of key `job_id` in bucket `subjects.JOBS_BUCKET`, changed by compare-and-set only."""
+    """The value of key `job_id` in bucket `subjects.JOBS_BUCKET`, changed by compare-and-set only.
+
+    `text` is what the pipeline generated, `value` what it put out instead (as in `Output`). `value` is `NO_VALUE`
+    where there is none: msgspec cannot decode a Raw that may also be null.
+    """
 
     job_id: str
     status: JobStatus
@@ -42,5 +50,5 @@ class JobState(Message, frozen=True):
     num_nodes_done: int = 0
     num_nodes: int = 0
     text: str = ""
-    value: msgspec.Raw | None = None
+    value: msgspec.Raw = NO_VALUE
     error: WireError | None = None

@@ -147,7 +147,8 @@ class SplitChunks(Message, frozen=True):
 class Index(Message, frozen=True, tag="index"):
     """Store passages and their vectors, replacing all earlier passages of the same sources (idempotent).
 
-    `vectors`: little-endian float32, shape (len(chunks), dim), L2-normalised, row-major. Answered by `Indexed`.
+    `vectors`: little-endian float32, shape (len(chunks), dim), L2-normalised, row-major. All passages of
+    `removed_sources` go in the same change; unknown sources are ignored. Answered by `Indexed`.
     """
 
     collection: str
@@ -155,6 +156,7 @@ class Index(Message, frozen=True, tag="index"):
     dim: int
     chunks: list[Chunk]
     vectors: bytes
+    removed_sources: list[str] = []
 
 
 class Indexed(Message, frozen=True):

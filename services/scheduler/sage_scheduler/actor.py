@@ -16,7 +16,7 @@ from sage_actor import (
     current_call,
     handles,
 )
-from sage_core import SageError
+from sage_core import NotFound, SageError, Unavailable
 from sage_policy.least_outstanding import RECONCILE_AFTER
 from sage_scheduler.desk import ArmTimer, Outgoing, SchedulingDesk, SendCancel, SendDispatch, SendFailure
 from sage_scheduler.metrics import DECISIONS, HELD, QUEUE_SECONDS
@@ -48,11 +48,13 @@ class SchedulerActor(Actor):
         self._desk = SchedulingDesk(settings.scheduler)
         self._roster = Roster(context.control, context.clock)
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._knows_pools_at = 0.0
 
     async def on_start(self) -> None:
         """Learn who serves what before the first submit is read."""
         self._roster.subscribe(self._on_roster)
         await self._roster.start()
+        self._knows_pools_at = self.context.clock.now() + self.context.settings.announce_interval
         self.context.spawn(self._reconcile(), name="reconcile")
 
     async def on_stop(self) -> None:
@@ -71,10 +73,15 @@ class SchedulerActor(Actor):
     async def submit(self, request: Submit) -> Accepted:
         """Queue, dispatch or refuse."""
         call = current_call()
+        now = self.context.clock.now()
         try:
-            outgoing = self._desk.submit(
-                request, call.budget.deadline, call.traceparent, self.context.clock.now()
-            )
+            outgoing = self._desk.submit(request, call.budget.deadline, call.traceparent, now)
+        except NotFound as error:
+            if now < self._knows_pools_at:
+                # Not every worker has answered yet: "not found" would be taken for final.
+                raise Unavailable(f"this scheduler has just started; {error.message}") from None
+            DECISIONS.labels(decision="refused", code=error.code).inc()
+            raise
         except SageError as error:
             DECISIONS.labels(decision="refused", code=error.code).inc()
             raise

@@ -9,7 +9,7 @@ import pytest
 
 from sage_actor import ActorRuntime
 from sage_bus import MemoryBroker, MemoryBus, Received
-from sage_core import NotFound
+from sage_core import NotFound, Unavailable
 from sage_core.settings import ActorSettings
 from sage_scheduler import SchedulerActor, SchedulerSettings
 from sage_wire import CallHeaders, decode, encode, raw, subjects
@@ -88,7 +88,7 @@ async def peers() -> AsyncIterator[Peers]:
     bus, control = broker.connect("scheduler"), broker.connect("scheduler-control")
     runtime = ActorRuntime(
         lambda context: SchedulerActor(context, SchedulerSettings()),
-        actor_id="s1", bus=bus, control=control, settings=ActorSettings(), kind="scheduler",
+        actor_id="s1", bus=bus, control=control, settings=ActorSettings(announce_interval=0.05), kind="scheduler",
     )  # fmt: skip
     await runtime.start()
     made = Peers(broker.connect("peers"))
@@ -128,10 +128,15 @@ async def test_a_request_whose_budget_ends_in_the_queue_fails_then_and_there(pee
     assert (await peers.failure()).code == "deadline_exceeded"
 
 
-async def test_an_unknown_pool_is_refused_by_name(peers: Peers) -> None:
-    reply = await peers.submit("r", pool="nobody")
-    assert ERROR in reply.headers
-    error = decode(WireError, reply.payload).raised()
+async def test_an_unknown_pool_is_refused_by_name_once_every_worker_has_had_time_to_answer(
+    peers: Peers,
+) -> None:
+    error = None
+    while error is None or isinstance(error, Unavailable):
+        assert error is None or error.retryable, "a scheduler that has just started does not know yet"
+        reply = await peers.submit("r", pool="nobody")
+        assert ERROR in reply.headers
+        error = decode(WireError, reply.payload).raised()
     assert isinstance(error, NotFound)
     assert "nobody" in error.message
 

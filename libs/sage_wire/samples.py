@@ -1,0 +1,273 @@
+"""Examples of every message, every field set. Their bytes are the golden files: what one release wrote, all read.
+
+A sample is never changed once released. A message that grew a field gets a further sample, e.g. `Submit.2`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from sage_wire import subjects
+from sage_wire.codec import raw
+from sage_wire.messages import (
+    Accepted,
+    Annotated,
+    Announcement,
+    Cancel,
+    ChatMessage,
+    ChatPrompt,
+    Chunk,
+    Completed,
+    Delta,
+    Discover,
+    Dispatch,
+    Document,
+    Drain,
+    Draining,
+    Embed,
+    Failed,
+    FindReceipt,
+    FindSpans,
+    FoundSpans,
+    Frame,
+    Generate,
+    Hit,
+    Index,
+    Indexed,
+    JobState,
+    JobStatus,
+    Message,
+    Output,
+    Ping,
+    Pong,
+    Receipt,
+    ReceiptCandidate,
+    Report,
+    ReportEvent,
+    Rerank,
+    Resume,
+    Retrieve,
+    Retrieved,
+    RunPipeline,
+    Sampling,
+    Scores,
+    ServedModel,
+    Span,
+    Split,
+    SplitChunks,
+    Started,
+    Submit,
+    SubmitJob,
+    TextPrompt,
+    Timings,
+    TokenPrompt,
+    Tokens,
+    Usage,
+    Vectors,
+    WireError,
+    WorkSize,
+)
+
+__all__ = ["SAMPLES"]
+
+_VECTOR: Final = struct.pack("<2f", 0.6, 0.8)
+_USER: Final = ChatMessage(role="user", content="What is a frame?", name="ada")
+_SAMPLING: Final = Sampling(
+    max_tokens=64,
+    temperature=0.7,
+    top_p=0.9,
+    stop=["\n\n"],
+    seed=7,
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+)
+_RESUME: Final = Resume(text="A frame is", token_ids=[32, 4034, 374], num_tokens=3)
+_GENERATE: Final = Generate(
+    model="qwen", prompt=ChatPrompt(messages=[_USER]), sampling=_SAMPLING, resume=_RESUME
+)
+_DOCUMENT: Final = Document(source="docs/bus.md", text="A frame carries deltas.", title="The bus")
+_CHUNK: Final = Chunk(source="docs/bus.md", position=2, text="A frame carries deltas.", title="The bus")
+_HIT: Final = Hit(
+    source="docs/bus.md", position=2, text="A frame carries deltas.", score=0.75, title="The bus"
+)
+_ERROR: Final = WireError(
+    code="overloaded", message="200 wait already", retryable=True, param="model", retry_after=1.5
+)
+_USAGE: Final = Usage(prompt_tokens=12, completion_tokens=34, cached_tokens=8)
+_TIMINGS: Final = Timings(queue_ms=1.5, prefill_ms=20.25, decode_ms=300.5)
+_COMPLETED: Final = Completed(finish_reason="length", usage=_USAGE, timings=_TIMINGS)
+_SIZE: Final = WorkSize(num_items=3, num_chars=1200, max_tokens=64)
+_MODEL: Final = ServedModel(
+    name="all-MiniLM-L6-v2",
+    task="embed",
+    engine="sentence-transformers",
+    max_context=256,
+    dim=384,
+    description="Sentence embeddings",
+)
+_RUN: Final = RunPipeline(
+    pipeline="rag-docs",
+    messages=[_USER],
+    documents=[_DOCUMENT],
+    sampling=_SAMPLING,
+    parameters={"collection": "docs"},
+)
+_REPLY_TO: Final = subjects.frames("gateway-1")
+_CANDIDATE: Final = ReceiptCandidate(instance_id="llm-worker-1", score=0.25, reason="full")
+_SPAN: Final = Span(
+    trace_id="0af7651916cd43dd8448eb211c80319c",
+    span_id="b7ad6b7169203331",
+    parent_id="00f067aa0ba902b7",
+    name="decode",
+    service="llm-worker",
+    start_ns=1_700_000_000_000_000_000,
+    end_ns=1_700_000_000_250_000_000,
+    is_error=True,
+    attributes={"sage.pool": "qwen", "sage.request.attempt": 1, "sage.queue_ms": 1.5, "sampled": True},
+)
+
+SAMPLES: Final[dict[str, Message]] = {
+    "Accepted": Accepted(scheduler_id="scheduler-1", epoch="5xkq0c4w9d2m"),
+    "Annotated": Annotated(sources=[_HIT], stage="retrieve", stage_ms=3.25),
+    "Announcement": Announcement(
+        actor_id="embedding-worker-1",
+        kind="embedding-worker",
+        epoch="5xkq0c4w9d2m",
+        sequence=42,
+        state="draining",
+        version="0.1.0",
+        host="node-1",
+        pid=4711,
+        interval_ms=500,
+        models=[_MODEL],
+        max_in_flight=8,
+        num_in_flight=2,
+        num_queued=1,
+        in_flight=["req-1/0", "req-2/1"],
+        health="model is reloading",
+        started_s_ago=12.5,
+    ),
+    "Cancel": Cancel(request_id="req-1", attempt=1, reason="the client disconnected"),
+    "ChatMessage": _USER,
+    "ChatPrompt": ChatPrompt(messages=[_USER]),
+    "Chunk": _CHUNK,
+    "Completed": _COMPLETED,
+    "Delta": Delta(request_id="req-1", attempt=1, seq=3, event=Tokens(text=" of", token_ids=[315])),
+    "Discover": Discover(),
+    "Dispatch": Dispatch(
+        request_id="req-1",
+        attempt=1,
+        pool="qwen",
+        reply_to=_REPLY_TO,
+        work=raw(_GENERATE),
+        tenant="acme",
+        priority=2,
+        queue_ms=1.5,
+        fence=17,
+    ),
+    "Document": _DOCUMENT,
+    "Drain": Drain(timeout_ms=5000),
+    "Draining": Draining(num_in_flight=2),
+    "Embed": Embed(model="all-MiniLM-L6-v2", texts=["a frame", "a delta"], dimensions=128),
+    "Failed": Failed(error=_ERROR),
+    "FindReceipt": FindReceipt(request_id="req-1"),
+    "FindSpans": FindSpans(trace_id="0af7651916cd43dd8448eb211c80319c", request_id="req-1"),
+    "FoundSpans": FoundSpans(actor_id="gateway-1", spans=[_SPAN]),
+    "Frame": Frame(
+        deltas=[
+            Delta(
+                request_id="req-1",
+                attempt=0,
+                seq=0,
+                event=Started(worker_id="llm-worker-1", model="qwen", queue_ms=1.5),
+            ),
+            Delta(request_id="req-2", attempt=1, seq=7, event=Tokens(text=" of", token_ids=[315])),
+            Delta(request_id="req-3", attempt=0, seq=4, event=_COMPLETED),
+        ]
+    ),
+    "Generate": _GENERATE,
+    "Hit": _HIT,
+    "Index": Index(
+        collection="docs",
+        embedding_model="all-MiniLM-L6-v2",
+        dim=2,
+        chunks=[_CHUNK],
+        vectors=_VECTOR,
+        removed_sources=["docs/old.md"],
+    ),
+    "Indexed": Indexed(num_chunks=120, num_sources=12),
+    "JobState": JobState(
+        job_id="job-1",
+        status=JobStatus.FAILED,
+        pipeline="rag-docs",
+        attempt=2,
+        planner_id="planner-1",
+        num_nodes_done=3,
+        num_nodes=5,
+        text="A frame is",
+        value=raw(Indexed(num_chunks=120, num_sources=12)),
+        error=_ERROR,
+    ),
+    "Output": Output(value=raw(SplitChunks(chunks=[_CHUNK]))),
+    "Ping": Ping(),
+    "Pong": Pong(actor_id="gateway-1", epoch="5xkq0c4w9d2m", state="ready"),
+    "Receipt": Receipt(
+        request_id="req-1",
+        attempt=1,
+        pool="qwen",
+        policy="least-outstanding",
+        decision="dispatched",
+        reason="fewest outstanding",
+        queue_ms=1.5,
+        num_queued=4,
+        chosen="llm-worker-1",
+        candidates=[_CANDIDATE],
+        predicted_ms=120.0,
+        actual_ms=131.5,
+    ),
+    "ReceiptCandidate": _CANDIDATE,
+    "Report": Report(
+        worker_id="llm-worker-1",
+        pool="qwen",
+        request_id="req-1",
+        attempt=1,
+        event=ReportEvent.FAILED,
+        num_tokens=34,
+        elapsed_ms=321.5,
+        error=_ERROR,
+    ),
+    "Rerank": Rerank(model="all-MiniLM-L6-v2", query="What is a frame?", documents=["a", "b"]),
+    "Resume": _RESUME,
+    "Retrieve": Retrieve(collection="docs", query="What is a frame?", vector=_VECTOR, top_k=3, mode="dense"),
+    "Retrieved": Retrieved(hits=[_HIT]),
+    "RunPipeline": _RUN,
+    "Sampling": _SAMPLING,
+    "Scores": Scores(scores=[0.75, -0.25]),
+    "ServedModel": _MODEL,
+    "Span": _SPAN,
+    "Split": Split(documents=[_DOCUMENT], chunk_chars=500, overlap_chars=50),
+    "SplitChunks": SplitChunks(chunks=[_CHUNK]),
+    "Started": Started(worker_id="llm-worker-1", model="qwen", queue_ms=1.5),
+    "Submit": Submit(
+        request_id="req-1",
+        attempt=1,
+        pool="qwen",
+        reply_to=_REPLY_TO,
+        work=raw(_GENERATE),
+        size=_SIZE,
+        tenant="acme",
+        slo_class="batch",
+        priority=2,
+    ),
+    "SubmitJob": SubmitJob(job_id="job-1", run=_RUN, budget_ms=60_000, tenant="acme"),
+    "TextPrompt": TextPrompt(text="Once upon a time"),
+    "Timings": _TIMINGS,
+    "TokenPrompt": TokenPrompt(token_ids=[1, 128000, 32]),
+    "Tokens": Tokens(text=" of the", token_ids=[315, 279], num_tokens=2),
+    "Usage": _USAGE,
+    "Vectors": Vectors(offset=4, dim=2, data=_VECTOR),
+    "WireError": _ERROR,
+    "WorkSize": _SIZE,
+}
+"""By file name in proto/golden; what comes before a dot names the message."""

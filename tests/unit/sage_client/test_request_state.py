@@ -1,0 +1,591 @@
+"""One request at its consumer: exact text and one end, whatever is lost, repeated or late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sage_client.request_events import (
+    Answered,
+    Command,
+    Finish,
+    Input,
+    Opened,
+    Probe,
+    ReaderCancelled,
+    Refused,
+    Resynchronised,
+    SchedulerGone,
+    SendCancel,
+    SendSubmit,
+    SetTimer,
+    Timer,
+    WorkerGone,
+    WorkerListed,
+)
+from sage_client.request_state import Phase, RequestState, RetryRules
+from sage_core import BadRequest, Cancelled, DeadlineExceeded, NotFound, Overloaded, Unavailable, WorkerLost
+from sage_wire.messages import (
+    Accepted,
+    Annotated,
+    Completed,
+    Delta,
+    Embed,
+    Event,
+    Failed,
+    Generate,
+    Output,
+    RunPipeline,
+    Split,
+    Started,
+    TextPrompt,
+    Tokens,
+    Vectors,
+    WireError,
+    Work,
+)
+
+WORK = Generate(model="m", prompt=TextPrompt(text="p"))
+ANSWER = [f"w{index} " for index in range(6)]
+ACCEPTED = Accepted(scheduler_id="scheduler-1", epoch="e1")
+
+
+class Driver:
+    """Feeds a state and keeps what came out of it."""
+
+    def __init__(self, work: Work = WORK, *, budget: float = 100.0, max_attempts: int = 3) -> None:
+        self.now = 0.0
+        self.state = RequestState(work, deadline=budget, rules=RetryRules(max_attempts=max_attempts))
+        self.events: list[Event] = []
+        self.submits: list[SendSubmit] = []
+        self.cancels: list[SendCancel] = []
+        self.finished: list[Finish] = []
+        self.timer: float | None = None
+        self.probes = 0
+        self.feed(Opened())
+
+    def feed(self, event: Input) -> Sequence[Command]:
+        commands = self.state.handle(event, self.now)
+        for command in commands:
+            match command:
+                case SendSubmit():
+                    self.submits.append(command)
+                case SendCancel():
+                    self.cancels.append(command)
+                case SetTimer(at):
+                    self.timer = at
+                case Probe():
+                    self.probes += 1
+                case Finish():
+                    self.finished.append(command)
+                case _:
+                    self.events.append(command)
+        return commands
+
+    def delta(self, seq: int, event: Event, attempt: int | None = None) -> Sequence[Command]:
+        attempt = self.state.attempt if attempt is None else attempt
+        return self.feed(Delta(request_id="r", attempt=attempt, seq=seq, event=event))
+
+    def start(self, worker: str = "w1") -> None:
+        self.feed(Answered(self.state.attempt, ACCEPTED))
+        self.delta(0, Started(worker_id=worker, model="m", queue_ms=2.0))
+
+    def fail(self, seq: int, code: str, *, retryable: bool) -> None:
+        self.delta(seq, Failed(error=WireError(code=code, message="told", retryable=retryable)))
+
+    def fire(self) -> None:
+        assert self.timer is not None
+        self.now, self.timer = self.timer, None
+        self.feed(Timer())
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Tokens))
+
+
+def test_events_in_order_are_handed_on_and_the_end_comes_once() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a"))
+    driver.delta(2, Tokens(text="b"))
+    driver.delta(3, Completed())
+    assert driver.text == "ab"
+    assert driver.finished == [Finish(None)]
+    assert driver.state.worker_id == "w1"
+    assert driver.state.queue_ms == 2.0
+
+
+def test_started_may_overtake_the_schedulers_answer() -> None:
+    driver = Driver()
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    driver.feed(Answered(0, ACCEPTED))
+    driver.feed(Refused(0, Unavailable("the answer was late")))
+    driver.delta(1, Completed())
+    assert driver.finished == [Finish(None)]
+    assert len(driver.submits) == 1
+
+
+def test_a_gap_resumes_after_exactly_what_was_delivered() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a", token_ids=[1]))
+    driver.delta(3, Tokens(text="c", token_ids=[3]))
+    assert driver.cancels == [SendCancel(0, "w1", driver.cancels[0].reason)]
+    work = driver.submits[1].work
+    assert isinstance(work, Generate)
+    assert work.resume is not None
+    assert (work.resume.text, work.resume.token_ids, work.resume.num_tokens) == ("a", [1], 1)
+    driver.delta(4, Tokens(text="d"), attempt=0)
+    driver.start("w2")
+    driver.delta(1, Tokens(text="bcd"))
+    driver.delta(2, Completed())
+    assert driver.text == "abcd"
+
+
+def test_a_late_frame_that_fits_the_new_attempts_sequence_is_still_late() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a"))
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.start("w2")
+    driver.delta(1, Tokens(text="LATE"), attempt=0)
+    driver.delta(1, Tokens(text="b"))
+    driver.delta(2, Completed(), attempt=0)
+    assert driver.text == "ab"
+    assert not driver.finished
+
+
+def test_a_repeated_frame_is_dropped_without_another_attempt() -> None:
+    driver = Driver()
+    driver.start()
+    for _ in range(2):
+        driver.delta(1, Tokens(text="a"))
+    assert driver.text == "a"
+    assert len(driver.submits) == 1
+
+
+def test_token_ids_are_given_back_only_where_they_stand_for_all_of_the_text() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a", token_ids=[1]))
+    driver.delta(2, Tokens(text="b"))
+    driver.feed(WorkerGone("w1", is_lost=True))
+    work = driver.submits[1].work
+    assert isinstance(work, Generate)
+    assert work.resume is not None
+    assert (work.resume.text, work.resume.token_ids, work.resume.num_tokens) == ("ab", [], 2)
+
+
+def test_a_lost_worker_is_replaced_at_once_and_only_its_own_requests_notice() -> None:
+    driver = Driver()
+    driver.start("w1")
+    driver.feed(WorkerGone("w2", is_lost=True))
+    assert len(driver.submits) == 1
+    driver.feed(WorkerGone("w1", is_lost=True))
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+
+
+def test_the_last_frames_of_a_stopped_worker_are_waited_for() -> None:
+    driver = Driver()
+    driver.start()
+    driver.feed(WorkerGone("w1", is_lost=False))
+    driver.delta(1, Tokens(text="a"))
+    assert len(driver.submits) == 1
+    driver.fire()
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+
+
+def test_a_silent_worker_is_asked_about_and_lost_when_it_does_not_list_the_request_twice() -> None:
+    driver = Driver()
+    driver.start()
+    driver.fire()
+    assert driver.probes == 1
+    driver.feed(WorkerListed("w1", is_held=True))
+    driver.fire()
+    driver.feed(WorkerListed("w1", is_held=False))
+    assert len(driver.submits) == 1
+    driver.fire()
+    driver.feed(WorkerListed("w1", is_held=False))
+    assert driver.probes == 3
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+
+
+def test_a_worker_that_talks_is_not_asked_about() -> None:
+    driver = Driver()
+    driver.start()
+    for seq in range(1, 10):
+        driver.now += 0.5
+        driver.delta(seq, Tokens(text="a"))
+        assert driver.timer is not None
+        if driver.now >= driver.timer:
+            driver.feed(Timer())
+    assert driver.probes == 0
+
+
+def test_last_frames_that_come_after_the_first_unlisting_are_in_time() -> None:
+    driver = Driver()
+    driver.start()
+    driver.fire()
+    driver.feed(WorkerListed("w1", is_held=False))
+    driver.delta(1, Tokens(text="a"))
+    driver.fire()
+    driver.fire()
+    driver.feed(WorkerListed("w1", is_held=False))
+    assert len(driver.submits) == 1
+
+
+def test_where_nobody_knows_silence_is_a_loss_only_after_a_reconnect() -> None:
+    quiet, doubtful = Driver(), Driver()
+    for driver in (quiet, doubtful):
+        driver.start()
+    doubtful.feed(Resynchronised())
+    for driver in (quiet, doubtful):
+        driver.fire()
+        driver.feed(WorkerListed("w1", is_held=None))
+    assert len(quiet.submits) == 1
+    assert len(doubtful.submits) == 2
+
+
+def test_a_schedulers_death_resubmits_what_had_not_started_and_only_that() -> None:
+    waiting, running = Driver(), Driver()
+    waiting.feed(Answered(0, ACCEPTED))
+    running.start()
+    for driver in (waiting, running):
+        driver.feed(SchedulerGone("scheduler-2"))
+        driver.feed(SchedulerGone("scheduler-1"))
+    waiting.fire()
+    assert [submit.attempt for submit in waiting.submits] == [0, 1]
+    assert len(running.submits) == 1
+
+
+def test_a_restarting_scheduler_is_waited_for_up_to_the_patience() -> None:
+    driver = Driver()
+    while not driver.finished:
+        driver.feed(Refused(driver.state.attempt, Unavailable("nobody listens")))
+        if not driver.finished:
+            driver.fire()
+    assert 5.0 <= driver.now < 7.0
+    assert isinstance(driver.finished[0].error, Unavailable)
+    assert len(driver.submits) > 5
+
+
+def test_overload_is_the_callers_to_handle() -> None:
+    driver = Driver()
+    driver.feed(Refused(0, Overloaded("queue is full", retry_after=3.0)))
+    error = driver.finished[0].error
+    assert isinstance(error, Overloaded)
+    assert error.retry_after == 3.0
+    shed = Driver()
+    shed.delta(
+        0,
+        Failed(error=WireError(code="overloaded", message="shed", retryable=True, retry_after=2.0)),
+    )
+    assert isinstance(shed.finished[0].error, Overloaded)
+
+
+def test_overload_after_part_of_the_answer_waits_as_long_as_it_is_told() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a"))
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.feed(Refused(1, Overloaded("queue is full", retry_after=3.0)))
+    assert not driver.finished
+    driver.fire()
+    assert driver.now >= 3.0
+    assert driver.submits[-1].attempt == 2
+
+
+@pytest.mark.parametrize("error", [NotFound("no pool"), BadRequest("bad")])
+def test_an_error_that_no_attempt_can_cure_ends_the_request(error: NotFound | BadRequest) -> None:
+    driver = Driver()
+    driver.feed(Refused(0, error))
+    assert driver.finished == [Finish(error)]
+
+
+def test_a_young_scheduler_that_has_not_heard_of_the_pool_is_asked_again() -> None:
+    driver = Driver()
+    driver.feed(Refused(0, Unavailable("nobody listens")))
+    driver.fire()
+    driver.feed(Refused(1, NotFound("nothing serves it; served now: none yet")))
+    assert not driver.finished
+    driver.fire()
+    driver.start()
+    driver.delta(1, Completed())
+    assert driver.finished == [Finish(None)]
+
+
+def test_a_pool_that_stays_unknown_is_not_found_after_the_patience() -> None:
+    driver = Driver()
+    driver.feed(Refused(0, Unavailable("nobody listens")))
+    while not driver.finished:
+        driver.fire()
+        driver.feed(Refused(driver.state.attempt, NotFound("nothing serves it")))
+    assert isinstance(driver.finished[0].error, NotFound)
+    assert driver.now < 7.0
+
+
+def test_max_attempts_bounds_how_often_workers_may_fail() -> None:
+    driver = Driver()
+    for worker in ("w1", "w2", "w3"):
+        driver.start(worker)
+        driver.feed(WorkerGone(worker, is_lost=True))
+        if driver.state.phase is Phase.BACKOFF:
+            driver.fire()
+    assert len(driver.submits) == 3
+    assert isinstance(driver.finished[0].error, WorkerLost)
+
+
+def test_a_scheduler_may_fail_a_started_request_out_of_band() -> None:
+    driver = Driver()
+    driver.start()
+    driver.delta(1, Tokens(text="a"))
+    driver.fail(-1, "worker_lost", retryable=True)
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+    driver.delta(-1, Failed(error=WireError(code="worker_lost", message="late", retryable=True)), attempt=0)
+    assert len(driver.submits) == 2
+
+
+def test_the_budget_ends_every_phase_and_stops_whatever_runs() -> None:
+    driver = Driver(budget=10.0)
+    driver.start()
+    driver.now = 10.0
+    driver.feed(Timer())
+    assert isinstance(driver.finished[0].error, DeadlineExceeded)
+    assert driver.cancels[-1].worker_id == "w1"
+    assert driver.cancels[-1].attempt is None
+
+
+def test_a_cancel_reaches_scheduler_and_worker_once() -> None:
+    driver = Driver()
+    driver.start()
+    driver.feed(ReaderCancelled("gone"))
+    driver.feed(ReaderCancelled("gone"))
+    assert driver.cancels == [SendCancel(None, "w1", "gone")]
+    assert isinstance(driver.finished[0].error, Cancelled)
+
+
+def test_an_attempt_that_was_given_up_frees_its_slot_when_it_starts_after_all() -> None:
+    driver = Driver()
+    driver.feed(Answered(0, ACCEPTED))
+    driver.feed(SchedulerGone("scheduler-1"))
+    driver.delta(0, Started(worker_id="w9", model="m"), attempt=0)
+    assert driver.cancels[-1] == SendCancel(0, "w9", driver.cancels[-1].reason)
+    assert driver.state.worker_id is None
+
+
+def test_vectors_are_delivered_once_whatever_the_batches_were() -> None:
+    driver = Driver(Embed(model="m", texts=list("abcde")))
+    rows = [bytes([row]) * 8 for row in range(5)]
+    driver.start()
+    driver.delta(1, Vectors(offset=0, dim=2, data=rows[0] + rows[1] + rows[2]))
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.start("w2")
+    driver.delta(1, Vectors(offset=0, dim=2, data=rows[0] + rows[1]))
+    driver.delta(2, Vectors(offset=2, dim=2, data=rows[2] + rows[3]))
+    driver.delta(3, Vectors(offset=4, dim=2, data=rows[4]))
+    driver.delta(4, Completed())
+    vectors = [event for event in driver.events if isinstance(event, Vectors)]
+    assert b"".join(event.data for event in vectors) == b"".join(rows)
+    assert [event.offset for event in vectors] == [0, 3, 4]
+
+
+def test_values_of_an_operator_are_delivered_once() -> None:
+    import msgspec
+
+    driver = Driver(Split(documents=[]))
+    value = Output(value=msgspec.Raw(b"\x80"))
+    driver.start()
+    driver.delta(1, value)
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.start("w2")
+    driver.delta(1, value)
+    driver.delta(2, Completed())
+    assert [type(event) for event in driver.events] == [Output, Completed]
+
+
+def test_a_pipeline_is_run_again_until_it_has_said_something() -> None:
+    driver = Driver(RunPipeline(pipeline="rag"))
+    driver.start()
+    driver.delta(1, Annotated(stage="retrieve", stage_ms=1.0))
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.start("w2")
+    driver.delta(1, Annotated(stage="retrieve", stage_ms=2.0))
+    driver.delta(2, Annotated(stage="answer", stage_ms=2.0))
+    driver.delta(3, Tokens(text="a"))
+    driver.feed(WorkerGone("w2", is_lost=True))
+    stages = [event.stage for event in driver.events if isinstance(event, Annotated)]
+    assert stages == ["retrieve", "answer"]
+    assert isinstance(driver.finished[0].error, WorkerLost)
+
+
+FAULTS = ["lost", "told", "lost", "answer", "refuse", "gone", "unlisted", "listed", "scheduler", "bus"]
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Every attempt is run by a true engine; the network loses, repeats and delays, everything else may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(max_attempts=1000)
+        self.wires: dict[int, list[Delta]] = {}
+        self.run_new_attempts()
+
+    def run_new_attempts(self) -> None:
+        for submit in self.driver.submits:
+            if submit.attempt in self.wires:
+                continue
+            assert isinstance(submit.work, Generate)
+            resume = submit.work.resume
+            done = 0 if resume is None else resume.num_tokens
+            assert "".join(ANSWER[:done]) == ("" if resume is None else resume.text)
+            events: list[Event] = [Started(worker_id=f"w{submit.attempt}", model="m")]
+            events += [Tokens(text=word, token_ids=[0]) for word in ANSWER[done:]]
+            events.append(Completed())
+            self.wires[submit.attempt] = [
+                Delta(request_id="r", attempt=submit.attempt, seq=seq, event=event)
+                for seq, event in enumerate(events)
+            ]
+
+    def feed(self, event: Input) -> None:
+        was_finished = bool(self.driver.finished)
+        commands = self.driver.feed(event)
+        if was_finished:
+            assert all(isinstance(command, SendCancel) for command in commands)
+        self.run_new_attempts()
+
+    def wire(self, back: int) -> list[Delta]:
+        attempts = sorted(self.wires)
+        return self.wires[attempts[max(0, len(attempts) - 1 - back)]]
+
+    @rule(num=st.integers(1, 4))
+    def deliver(self, num: int) -> None:
+        for _ in range(num):
+            if wire := self.wire(0):
+                self.feed(wire.pop(0))
+
+    @rule(back=st.integers(1, 3), num=st.integers(1, 4))
+    def deliver_late(self, back: int, num: int) -> None:
+        for _ in range(num):
+            if wire := self.wire(back):
+                self.feed(wire.pop(0))
+
+    @rule(back=st.integers(0, 1), num=st.integers(1, 2))
+    def lose(self, back: int, num: int) -> None:
+        del self.wire(back)[:num]
+
+    @rule(seq=st.integers(0, 8))
+    def repeat(self, seq: int) -> None:
+        if seq < self.driver.state._next_seq:
+            num_submits = len(self.driver.submits)
+            attempt = self.driver.state.attempt
+            self.feed(Delta(request_id="r", attempt=attempt, seq=seq, event=Tokens(text="REPEATED")))
+            assert len(self.driver.submits) == num_submits
+
+    @rule(
+        fault=st.sampled_from(
+            ["lost", "told", "lost", "answer", "refuse", "gone", "unlisted", "listed", "scheduler", "bus"]
+        ),
+        back=st.integers(0, 1),
+    )
+    def anything_else(self, fault: str, back: int) -> None:
+        attempt = self.driver.state.attempt - back
+        error = WireError(code="worker_lost", message="lost", retryable=True)
+        events: dict[str, Input] = {
+            "answer": Answered(attempt, ACCEPTED),
+            "refuse": Refused(attempt, Unavailable("no")),
+            "gone": WorkerGone(f"w{attempt}", is_lost=False),
+            "lost": WorkerGone(f"w{attempt}", is_lost=True),
+            "unlisted": WorkerListed(f"w{attempt}", is_held=False),
+            "listed": WorkerListed(f"w{attempt}", is_held=True),
+            "scheduler": SchedulerGone("scheduler-1"),
+            "bus": Resynchronised(),
+            "told": Delta(request_id="r", attempt=attempt, seq=-1, event=Failed(error=error)),
+        }
+        self.feed(events[fault])
+
+    @precondition(lambda self: self.driver.timer is not None and self.driver.timer < 90)
+    @rule()
+    def let_time_pass(self) -> None:
+        self.driver.fire()
+        self.run_new_attempts()
+
+    @rule(seconds=st.floats(0, 0.4))
+    def tick_early(self, seconds: float) -> None:
+        self.driver.now += seconds
+        self.feed(Timer())
+
+    @invariant()
+    def delivered_text_is_a_prefix_of_the_answer(self) -> None:
+        assert "".join(ANSWER).startswith(self.driver.text)
+
+    @invariant()
+    def every_attempt_is_submitted_once(self) -> None:
+        assert [submit.attempt for submit in self.driver.submits] == list(range(len(self.driver.submits)))
+
+    @invariant()
+    def there_is_at_most_one_end_and_nothing_after_it(self) -> None:
+        ends = [index for index, event in enumerate(self.driver.events) if isinstance(event, Completed)]
+        assert ends in ([], [len(self.driver.events) - 1])
+        assert len(self.driver.finished) <= 1
+
+    def teardown(self) -> None:
+        """Let nothing fail any more: the request must come to its true end."""
+        for _ in range(200):
+            if self.driver.finished:
+                break
+            if self.driver.state.phase is Phase.BACKOFF:
+                self.driver.fire()
+                self.run_new_attempts()
+                continue
+            wire = self.wires[self.driver.state.attempt]
+            if wire:
+                self.feed(wire.pop(0))
+            else:
+                self.feed(WorkerGone(f"w{self.driver.state.attempt}", is_lost=True))
+                if self.driver.state.phase in (Phase.SUBMITTED, Phase.ACCEPTED):
+                    self.feed(SchedulerGone("scheduler-1"))
+                    self.feed(Refused(self.driver.state.attempt, Unavailable("no")))
+        assert len(self.driver.finished) == 1
+        if self.driver.finished[0].error is None:
+            assert self.driver.text == "".join(ANSWER)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 7), max_size=4),
+    late=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 7)), min_size=40, max_size=40),
+)
+def test_text_is_exact_however_often_workers_die_and_whatever_comes_late(
+    cuts: list[int], late: list[tuple[int, int]]
+) -> None:
+    network = AnyInterleaving()
+    network.driver.state._rules = RetryRules(max_attempts=1000, backoff=0.0)
+    every: dict[int, list[Delta]] = {}
+    for cut in [*cuts, 8]:
+        attempt = network.driver.state.attempt
+        every[attempt] = list(network.wires[attempt])
+        for delta in every[attempt][:cut]:
+            back, index = late.pop()
+            stray = every.get(attempt - back, [])[index : index + 1]
+            for event in [*stray, delta, *stray]:
+                network.feed(event)
+            network.delivered_text_is_a_prefix_of_the_answer()
+        if not network.driver.finished:
+            network.feed(network_failure(network.driver))
+    assert network.driver.finished == [Finish(None)]
+    assert network.driver.text == "".join(ANSWER)
+
+
+def network_failure(driver: Driver) -> Input:
+    """What ends the current attempt, in the phase it is in."""
+    if driver.state.phase is Phase.STARTED:
+        return WorkerGone(driver.state.worker_id or "", is_lost=True)
+    return Refused(driver.state.attempt, Unavailable("no"))
+
+
+AnyInterleaving.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestAnyInterleaving = AnyInterleaving.TestCase

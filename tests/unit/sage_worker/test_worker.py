@@ -1,0 +1,315 @@
+"""The worker's side of a request: what consumer and scheduler are told, dispatch by dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import pytest
+
+from sage_actor import ActorContext, ActorRuntime
+from sage_bus import MemoryBroker
+from sage_core.settings import ActorSettings
+from sage_wire import CallHeaders, decode, encode, raw, subjects
+from sage_wire.messages import (
+    Announcement,
+    Cancel,
+    Completed,
+    Delta,
+    Dispatch,
+    Event,
+    Failed,
+    Frame,
+    Generate,
+    Report,
+    ServedModel,
+    Started,
+    TextPrompt,
+    Tokens,
+)
+from sage_worker import Assigned, Worker
+
+WORK = raw(Generate(model="p", prompt=TextPrompt(text="go")))
+
+
+class Stage(Worker):
+    """Performs what the test says."""
+
+    kind = "stage"
+    max_in_flight = 2
+
+    def __init__(self, context: ActorContext) -> None:
+        super().__init__(context)
+        self.assigned: list[Assigned] = []
+        self.closed = 0
+        self.gate = asyncio.Event()
+        self.act: Callable[[Assigned], AsyncIterator[Event]] = self.wait
+
+    def models(self) -> list[ServedModel]:
+        return [ServedModel(name="p", task="generate")]
+
+    async def perform(self, request: Assigned) -> AsyncIterator[Event]:
+        self.assigned.append(request)
+        try:
+            async for event in self.act(request):
+                yield event
+        finally:
+            self.closed += 1
+
+    async def wait(self, _: Assigned) -> AsyncIterator[Event]:
+        yield Tokens(text="a")
+        await self.gate.wait()
+        yield Completed()
+
+    async def after_the_end(self, _: Assigned) -> AsyncIterator[Event]:
+        yield Started(worker_id="forged", model="forged")
+        yield Completed()
+        yield Tokens(text="late")
+
+    async def silent(self, _: Assigned) -> AsyncIterator[Event]:
+        if self.closed < 0:
+            yield Completed()
+
+
+class Bench:
+    """A worker, and everything it sends."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.bus = self.broker.connect("bench")
+        self.deltas: list[Delta] = []
+        self.reports: list[Report] = []
+        self.announcements: list[Announcement] = []
+        self.runtime = ActorRuntime(
+            Stage,
+            actor_id="w1",
+            bus=self.broker.connect("w1"),
+            control=self.broker.connect("w1-control"),
+            settings=ActorSettings(announce_interval=0.01, drain_timeout=0.03),
+        )
+
+    async def start(self) -> None:
+        await self.bus.subscribe(
+            "sage.v1.frames.c", lambda received: self.deltas.extend(decode(Frame, received.payload).deltas)
+        )
+        await self.bus.subscribe(
+            subjects.ALL_REPORTS, lambda received: self.reports.append(decode(Report, received.payload))
+        )
+        await self.bus.subscribe(
+            subjects.ALL_ANNOUNCEMENTS,
+            lambda received: self.announcements.append(decode(Announcement, received.payload)),
+        )
+        await self.runtime.start()
+
+    @property
+    def stage(self) -> Stage:
+        assert isinstance(self.runtime.actor, Stage)
+        return self.runtime.actor
+
+    def dispatch(
+        self, request_id: str = "r", attempt: int = 0, *, budget_ms: int = 5000, fence: int = 0
+    ) -> None:
+        message = Dispatch(
+            request_id=request_id,
+            attempt=attempt,
+            pool="p",
+            reply_to="sage.v1.frames.c",
+            work=WORK,
+            fence=fence,
+        )
+        self.send(message, budget_ms)
+
+    def send(self, message: Dispatch, budget_ms: int = 5000) -> None:
+        headers = CallHeaders(budget_ms=budget_ms).encode()
+        self.bus.publish(subjects.worker_dispatch("w1"), encode(message), headers)
+
+    def cancel(self, request_id: str = "r", attempt: int | None = None) -> None:
+        self.bus.publish(subjects.worker_cancel("w1"), encode(Cancel(request_id=request_id, attempt=attempt)))
+
+    def events(self, request_id: str = "r", attempt: int = 0) -> list[Event]:
+        deltas = [
+            delta for delta in self.deltas if (delta.request_id, delta.attempt) == (request_id, attempt)
+        ]
+        in_band = [delta.seq for delta in deltas if delta.seq >= 0]
+        assert in_band == list(range(len(in_band)))
+        return [delta.event for delta in deltas]
+
+    async def told(self, *names: str) -> None:
+        """Return once the scheduler was told exactly this."""
+        async with asyncio.timeout(1):
+            while [report.event.value for report in self.reports] != list(names):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.start()
+    yield bench
+    await bench.runtime.stop(drain=False)
+
+
+def code(event: Event) -> str:
+    assert isinstance(event, Failed)
+    return event.error.code
+
+
+async def test_started_comes_first_and_the_last_event_frees_the_slot(bench: Bench) -> None:
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    assert bench.events() == [Started(worker_id="w1", model="p"), Tokens(text="a")]
+    bench.stage.gate.set()
+    await bench.told("started", "first_token", "finished")
+    assert bench.events()[-1] == Completed()
+    assert bench.reports[-1].num_tokens == 1
+    assert bench.stage.assigned[0].work == Generate(model="p", prompt=TextPrompt(text="go"))
+    assert bench.stage.presence().num_in_flight == 0
+
+
+async def test_what_comes_after_completed_or_claims_to_start_is_not_sent(bench: Bench) -> None:
+    bench.stage.act = bench.stage.after_the_end
+    bench.dispatch()
+    await bench.told("started", "finished")
+    assert bench.events() == [Started(worker_id="w1", model="p"), Completed()]
+
+
+async def test_ending_without_a_result_is_a_failure(bench: Bench) -> None:
+    bench.stage.act = bench.stage.silent
+    bench.dispatch()
+    await bench.told("started", "failed")
+    assert code(bench.events()[-1]) == "internal"
+
+
+async def test_the_same_attempt_twice_runs_once(bench: Bench) -> None:
+    bench.dispatch()
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    assert len(bench.stage.assigned) == 1
+
+
+async def test_a_later_attempt_takes_the_place_of_the_earlier(bench: Bench) -> None:
+    bench.dispatch(attempt=0)
+    await bench.told("started", "first_token")
+    bench.dispatch(attempt=1)
+    async with asyncio.timeout(1):
+        while len(bench.reports) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert code(bench.events(attempt=0)[-1]) == "cancelled"
+    assert bench.stage.presence().in_flight == ("r/1",)
+
+
+async def test_a_cancel_before_the_dispatch_stops_it_on_arrival(bench: Bench) -> None:
+    bench.cancel()
+    await asyncio.sleep(0.005)
+    bench.dispatch()
+    await bench.told("cancelled")
+    assert [code(event) for event in bench.events()] == ["cancelled"]
+    assert bench.stage.assigned == []
+
+
+async def test_a_cancel_in_the_turn_of_the_dispatch_still_ends_it_properly(bench: Bench) -> None:
+    bench.dispatch()
+    bench.cancel()
+    async with asyncio.timeout(1):
+        while not bench.reports or bench.reports[-1].event != "cancelled":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
+    assert code(bench.events()[-1]) == "cancelled"
+    assert bench.stage.presence().num_in_flight == 0
+
+
+async def test_a_cancel_while_streaming_closes_the_generator(bench: Bench) -> None:
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    bench.cancel()
+    await bench.told("started", "first_token", "cancelled")
+    assert code(bench.events()[-1]) == "cancelled"
+    assert bench.stage.closed == 1
+
+
+async def test_a_cancel_after_the_end_does_nothing(bench: Bench) -> None:
+    bench.stage.gate.set()
+    bench.dispatch()
+    await bench.told("started", "first_token", "finished")
+    bench.cancel()
+    await asyncio.sleep(0.005)
+    assert bench.events()[-1] == Completed()
+
+
+async def test_a_spent_budget_fails_the_request_and_closes_the_generator(bench: Bench) -> None:
+    bench.dispatch(budget_ms=20)
+    await bench.told("started", "first_token", "failed")
+    assert code(bench.events()[-1]) == "deadline_exceeded"
+    assert bench.stage.closed == 1
+
+
+async def test_a_scheduler_that_lost_its_lease_is_refused_out_of_band(bench: Bench) -> None:
+    bench.dispatch("a", fence=5)
+    bench.dispatch("b", fence=4)
+    await bench.told("started", "first_token")
+    assert [code(event) for event in bench.events("b")] == ["unavailable"]
+    assert [delta.seq for delta in bench.deltas if delta.request_id == "b"] == [-1]
+    bench.dispatch("b", fence=5)
+    await bench.told("started", "first_token", "started", "first_token")
+
+
+async def test_more_than_twice_the_limit_is_refused(bench: Bench) -> None:
+    for index in range(5):
+        bench.dispatch(f"r{index}")
+    async with asyncio.timeout(1):
+        while len(bench.reports) < 9:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
+    assert code(bench.events("r4")[0]) == "unavailable"
+    presence = bench.stage.presence()
+    assert (presence.num_in_flight, presence.num_queued) == (2, 2)
+
+
+async def test_work_that_cannot_be_read_is_a_bad_request(bench: Bench) -> None:
+    bench.send(
+        Dispatch(
+            request_id="r",
+            attempt=0,
+            pool="p",
+            reply_to="sage.v1.frames.c",
+            work=msgspec.Raw(msgspec.msgpack.encode({"type": "levitate"})),
+        )
+    )
+    await bench.told("failed")
+    assert code(bench.events()[0]) == "bad_request"
+    assert bench.stage.presence().num_in_flight == 0
+
+
+async def test_what_runs_is_announced(bench: Bench) -> None:
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    async with asyncio.timeout(1):
+        while bench.announcements[-1].in_flight != ["r/0"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert bench.announcements[-1].models == [ServedModel(name="p", task="generate")]
+
+
+async def test_a_drain_hands_over_what_does_not_end_in_time(bench: Bench) -> None:
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    await bench.runtime.stop()
+    last = bench.events()[-1]
+    assert isinstance(last, Failed)
+    assert (last.error.code, last.error.retryable) == ("worker_lost", True)
+    assert [report.event.value for report in bench.reports] == ["started", "first_token", "failed"]
+    assert bench.announcements[-1].state == "stopped"
+
+
+async def test_a_crash_hands_over_what_ran(bench: Bench) -> None:
+    bench.dispatch()
+    await bench.told("started", "first_token")
+    stage = bench.stage
+
+    async def crash() -> None:
+        raise RuntimeError("crash")
+
+    stage.context.spawn(crash(), name="crash")
+    await bench.told("started", "first_token", "failed")
+    assert code(bench.events()[-1]) == "worker_lost"
