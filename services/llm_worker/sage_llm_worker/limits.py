@@ -15,9 +15,7 @@ def num_resumed(request: Generate) -> int:
     return max(request.resume.num_tokens, len(request.resume.token_ids))
 
 
-def output_limit(
-    request: Generate, *, num_prompt: int, max_context: int, default: int | None = None
-) -> int:
+def output_limit(request: Generate, *, num_prompt: int, max_context: int, default: int | None = None) -> int:
     """Return how many tokens the answer may have in all, resumed ones included.
 
     Without `max_tokens`: `default`, at most what the context leaves. Raises BadRequest for a limit below 1 and

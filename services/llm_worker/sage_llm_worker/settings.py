@@ -69,7 +69,9 @@ class LlmWorkerSection(Section):
     default_model: str | None = Field(
         None, description="What `model = auto` tries first; unset: `small_instruct` of configs/models.toml."
     )
-    hub_timeout: Duration = Field(3.0, description="How long `model = auto` waits for the model hub to answer.")
+    hub_timeout: Duration = Field(
+        3.0, description="How long `model = auto` waits for the model hub to answer."
+    )
     max_sequences: int | None = Field(
         None, ge=1, description="Sequences generated at once; more wait. Unset: the engine's default."
     )
@@ -81,7 +83,7 @@ class LlmWorkerSection(Section):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; unset: its default.")
     max_in_flight: int | None = Field(
-        None, ge=1, description="Requests accepted at once; unset: twice max_sequences."
+        None, ge=1, description="Requests taken at once; the scheduler keeps the rest. Unset: max_sequences."
     )
     emulated: EmulatedSection = Field(default_factory=lambda: EmulatedSection())
     extractive: ExtractiveSection = Field(default_factory=lambda: ExtractiveSection())

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from sage_core import Cancelled, Conflict, WorkerLost
+from sage_core import BadRequest, Cancelled, Conflict, WorkerLost
 from sage_llm_worker.engines.emulated_batch import EmulatedBatch, EmulatedSequence
 from sage_llm_worker.limits import num_resumed, output_limit
 from sage_llm_worker.step_time import StepProfile, load_profile
@@ -26,11 +26,12 @@ from sage_worker.engine import Capacity, EngineStats
 
 __all__ = ["EmulatedEngine"]
 
-_WORDS: Final = (
+_VOCABULARY: Final = (
     "able air also area back ball bank base bell bird blue boat body book call card care case cell city "
     "code cold cost dark data date deal deep desk door down draw east edge face fact fall farm fast fire "
     "fish flow food form free game gate give goal gold good gray hand head help high hill home hope hour"
-).split()  # fmt: skip
+)
+_WORDS: Final = tuple(_VOCABULARY.split())
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -121,7 +122,7 @@ class EmulatedEngine:
 
     async def generate(
         self, request_id: str, request: Generate, *, priority: int = 0
-    ) -> AsyncIterator[Tokens | Completed]:
+    ) -> AsyncGenerator[Tokens | Completed, None]:
         """Yield one `Tokens` a step, then `Completed`; see `Engine.generate`."""
         item = self._admit(request_id, request, priority)
         if item is None:
@@ -257,6 +258,8 @@ class EmulatedEngine:
 def _num_prompt_tokens(request: Generate) -> int:
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
+        if not prompt.messages:
+            raise BadRequest("messages is empty; expected at least one message", param="messages")
         return sum(4 + -(-len(message.content) // 4) for message in prompt.messages)
     if isinstance(prompt, TextPrompt):
         return max(1, -(-len(prompt.text) // 4))

@@ -133,9 +133,7 @@ class EmulatedBatch:
 
     def _preempt(self) -> None:
         """Give back the newest sequences while the next decode step does not fit the KV cache."""
-        while (
-            len(self._running) > 1 and self.num_resident + len(self._running) > self.profile.kv_tokens
-        ):
+        while len(self._running) > 1 and self.num_resident + len(self._running) > self.profile.kv_tokens:
             sequence = self._running.pop()
             self.num_resident -= sequence.num_resident
             sequence.num_resident = 0

@@ -23,7 +23,7 @@ from sage_llm_worker.engines.sampling import Sampler, SamplingDefaults
 from sage_llm_worker.limits import output_limit
 from sage_llm_worker.prompts import prompt_ids, resumed_ids
 from sage_llm_worker.streams import EventStream
-from sage_llm_worker.text import Detokenizer, TextAssembler
+from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
 from sage_telemetry import get_logger
 from sage_wire.messages import Completed, Generate, Timings, Tokens, Usage
 from sage_worker.engine import Capacity, EngineStats
@@ -110,7 +110,7 @@ class ModelThread:
         """End the thread after its current step and free the model."""
         if self._thread is not None:
             self._commands.put(None)
-            await asyncio.to_thread(self._thread.join, 10.0)
+            await asyncio.to_thread(self._thread.join, 3.0)
 
     def _main(self) -> None:
         try:
@@ -140,7 +140,9 @@ class ModelThread:
 
     def _load(self) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         options = self._options
         if options.threads is not None:
             # OpenMP keeps the number per thread, so it is set in the one that computes.
@@ -161,9 +163,12 @@ class ModelThread:
             max_sequences=options.max_sequences, max_context=max_context, kv_tokens=kv_tokens
         )
         self._batch = RollingBatch(
-            model, max_sequences=options.max_sequences, kv_tokens=kv_tokens, pad_id=min(self._eos_ids, default=0)
+            model,
+            max_sequences=options.max_sequences,
+            kv_tokens=kv_tokens,
+            pad_id=min(self._eos_ids, default=0),
         )
-        self._decode = _decoder(self._tokenizer)
+        self._decode = decoder_of(self._tokenizer)
 
     def _take_commands(self) -> bool:
         """Apply what was asked; waits while there is nothing to step. False: the thread is to end."""
@@ -307,7 +312,8 @@ def _dtype(name: str, device: torch.device) -> Any:
     if name != "auto":
         return getattr(torch, name)
     # Without AMX or native bfloat16, a CPU computes bfloat16 slower than float32.
-    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if device.type == "cpu" and not has_bfloat16():
         return torch.float32
     return "auto"
 
@@ -347,13 +353,3 @@ def _cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.8)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-
-
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
-        # The Rust call alone: ten times cheaper than the wrapper, and made twice per token.
-        return lambda ids: str(backend.decode(ids, skip_special_tokens=True))
-    return lambda ids: str(
-        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from sage_core import Cancelled, Conflict, WorkerLost
@@ -74,7 +74,7 @@ class TransformersEngine:
 
     async def generate(
         self, request_id: str, request: Generate, *, priority: int = 0
-    ) -> AsyncIterator[Tokens | Completed]:
+    ) -> AsyncGenerator[Tokens | Completed, None]:
         """Yield tokens as steps produce them; see `Engine.generate`."""
         if request_id in self._streams:
             raise Conflict(f"request {request_id} is already running on this engine")
