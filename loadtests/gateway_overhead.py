@@ -8,6 +8,7 @@ core 0 and everything else, this load generator included, to core 1, and writes
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -24,9 +25,14 @@ import psutil
 import uvloop
 from http_load import Outcome, closed_loop, open_loop, percentile
 
+from sage_llm_worker.engines.emulated import EmulatedEngine
+from sage_wire.messages import Generate, Sampling, TextPrompt, Tokens
+
 RESULTS = Path(__file__).parent / "results"
 SAGE = Path(sys.executable).parent / "sage"
 CHAT = "/v1/chat/completions"
+PROFILES = Path(__file__).parents[1] / "configs" / "engines" / "emulated.toml"
+PACED_TOKENS = 128
 PROMPT = "Explain in one paragraph how a request travels from the gateway to the engine and back. " * 4
 
 
@@ -39,13 +45,13 @@ class Instance:
         folders = ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")
         self.environment = os.environ | dict.fromkeys(folders, self.home.name)
         self.environment |= {
-            "SAGE_LLM_WORKER__EMULATED_PROFILE": profile,
+            "SAGE_LLM_WORKER__EMULATED__PROFILE": profile,
             "SAGE_TELEMETRY__SAMPLE_RATIO": "0",
             "SAGE_LLM_WORKER__MAX_SEQUENCES": "256",
         }
 
     def __enter__(self) -> Instance:
-        command = [SAGE, "up", "--name", self.name, "--port", "0", "--engine", "emulated"]
+        command = [SAGE, "up", "--name", self.name, "--engine", "emulated"]
         log = open(Path(self.home.name) / "up.log", "wb")
         self.process = subprocess.Popen(
             [*command, "--without", "embedding-worker"], env=self.environment, stdout=log, stderr=log
@@ -116,22 +122,62 @@ def closed(instance: Instance, concurrency: int, seconds: float, num_tokens: int
 
 
 def paced(instance: Instance, streams: int, seconds: float) -> dict:
-    """Open loop: `streams` concurrent streams of 128 tokens, 10 ms apart; TTFT and the gaps beyond 10 ms."""
+    """Open loop: about `streams` concurrent streams of 128 tokens, 10 ms apart, through SAGE and without it.
+
+    `added_ttft_*` is the percentile through SAGE less the same percentile of the bare engine in this process,
+    with the same arrivals, one right after the other.
+    """
+    rate = streams / (PACED_TOKENS * 0.01)
+    floor = uvloop.run(bare_engine_ttft(rate, seconds))
     outcomes = uvloop.run(
         open_loop(
-            instance.host, instance.port, CHAT, body(128, is_stream=True),
-            rate=streams / 1.29, seconds=seconds, is_stream=True,
+            instance.host,
+            instance.port,
+            CHAT,
+            body(PACED_TOKENS, is_stream=True),
+            rate=rate,
+            seconds=seconds,
+            is_stream=True,
         )
-    )  # fmt: skip
+    )
     check(outcomes)
     first = [o.first - o.due for o in outcomes if o.first is not None]
     gaps = [gap for o in outcomes for gap in o.gaps]
     return {
         "ttft_p50_ms": percentile(first, 0.5) * 1000,
         "ttft_p99_ms": percentile(first, 0.99) * 1000,
+        "added_ttft_p50_ms": (percentile(first, 0.5) - percentile(floor, 0.5)) * 1000,
+        "added_ttft_p99_ms": (percentile(first, 0.99) - percentile(floor, 0.99)) * 1000,
         "gap_p50_ms": percentile(gaps, 0.5) * 1000,
         "gap_p99_ms": percentile(gaps, 0.99) * 1000,
     }
+
+
+async def bare_engine_ttft(rate: float, seconds: float) -> list[float]:
+    """Return the TTFTs, in seconds, of the paced engine alone under open-loop arrivals."""
+    engine = EmulatedEngine(profile="paced", profiles_file=PROFILES, max_sequences=256)
+    await engine.start()
+    request = Generate(
+        model="auto", prompt=TextPrompt(text=PROMPT), sampling=Sampling(max_tokens=PACED_TOKENS)
+    )
+    ttfts: list[float] = []
+
+    async def one(n: int, due: float) -> None:
+        is_first = True
+        async for event in engine.generate(f"bare-{n}", request):
+            if is_first and isinstance(event, Tokens):
+                ttfts.append(time.monotonic() - due)
+                is_first = False
+
+    started = time.monotonic()
+    tasks = []
+    for n in range(int(rate * seconds)):
+        due = started + n / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        tasks.append(asyncio.create_task(one(n, due)))
+    await asyncio.gather(*tasks)
+    await engine.stop()
+    return ttfts
 
 
 def check(outcomes: list[Outcome]) -> None:
@@ -190,35 +236,39 @@ def main() -> int:
     return 0
 
 
+COLUMNS = [
+    ("scenario", ()),
+    ("req/s", ("requests_per_s",)),
+    ("SSE tokens/s", ("tokens_per_s",)),
+    ("TTFT p50 / p99 ms", ("ttft_p50_ms", "ttft_p99_ms")),
+    ("added TTFT p50 / p99 ms", ("added_ttft_p50_ms", "added_ttft_p99_ms")),
+    ("latency p50 / p99 ms", ("latency_p50_ms", "latency_p99_ms")),
+    ("gap p50 / p99 ms", ("gap_p50_ms", "gap_p99_ms")),
+    ("gateway CPU ms/req", ("cpu_ms_per_request_gateway",)),
+]
+
+
+def _cell(row: dict[str, float], keys: tuple[str, ...]) -> str:
+    if keys[0] not in row:
+        return "-"
+    return " / ".join(f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.2f}" for key in keys)
+
+
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as a page."""
     lines = [
         "# Gateway overhead",
         "",
-        f"`{report['command']}`, {report['date']}, {report['machine']}; medians of {report['runs']} runs. The engine "
-        "takes no time (or paces tokens 10 ms apart), so TTFT and latency here are what gateway, scheduler, NATS and "
-        "worker add. The gateway has core 0 to itself; scheduler, NATS, worker and the load generator share core 1.",
+        f"`{report['command']}`, {report['date']}, {report['machine']}; medians of {report['runs']} runs. Where the "
+        "engine takes no time, TTFT and latency are what gateway, scheduler, NATS and worker add. Where it paces "
+        "tokens 10 ms apart, added TTFT is the difference to the same engine called directly under the same "
+        "arrivals. The gateway has core 0 to itself; all else, the load generator included, shares core 1.",
         "",
-        "| scenario | req/s | SSE tokens/s | TTFT p50 / p99 ms | latency p50 / p99 ms | gap p50 / p99 ms "
-        "| gateway CPU ms/req |",
-        "|---|---|---|---|---|---|---|",
+        "| " + " | ".join(title for title, _ in COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for name, row in report["scenarios"].items():
-
-        def pair(stem: str, row: dict[str, float] = row) -> str:
-            return (
-                f"{row[f'{stem}_p50_ms']:.2f} / {row[f'{stem}_p99_ms']:.2f}"
-                if f"{stem}_p50_ms" in row
-                else "-"
-            )
-
-        def one(key: str, form: str, row: dict[str, float] = row) -> str:
-            return format(row[key], form) if key in row else "-"
-
-        lines.append(
-            f"| {name} | {one('requests_per_s', ',.0f')} | {one('tokens_per_s', ',.0f')} | {pair('ttft')} | "
-            f"{pair('latency')} | {pair('gap')} | {one('cpu_ms_per_request_gateway', '.3f')} |"
-        )
+        lines.append("| " + " | ".join([name, *(_cell(row, keys) for _, keys in COLUMNS[1:])]) + " |")
     return "\n".join(lines) + "\n"
 
 

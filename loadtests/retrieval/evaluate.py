@@ -36,7 +36,7 @@ def main() -> int:
     questions = tomllib.loads(options.questions.read_text("utf-8"))["question"]
     with tempfile.TemporaryDirectory(prefix="sage-retrieval-") as home:
         environment = os.environ | {"XDG_DATA_HOME": home, "XDG_STATE_HOME": home, "XDG_RUNTIME_DIR": home}
-        up = subprocess.Popen([SAGE, "up", "--name", INSTANCE, "--port", "0"], env=environment)
+        up = subprocess.Popen([SAGE, "up", "--name", INSTANCE], env=environment)
         try:
             report = evaluate(options.docs, questions, environment)
         finally:

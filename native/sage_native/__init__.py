@@ -1,4 +1,4 @@
-"""Native kernels (C++20): exact nearest neighbours, re-selection, rank fusion, text splitting. They know no SAGE type."""
+"""Native kernels (C++20): exact nearest neighbours, re-selection, rank fusion, text splitting."""
 
 from sage_native._native import maximal_marginal_relevance, reciprocal_rank_fusion, split_text, top_k
 

@@ -1,4 +1,4 @@
-"""Types of the compiled module. Every function releases the GIL and raises ValueError saying what was found and expected."""
+"""Types of the compiled module. Functions release the GIL; ValueError says what was found and what was expected."""
 
 from collections.abc import Sequence
 

