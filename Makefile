@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
 SETUP  := $(VENV)/.setup-dev
-CODE   := libs services native tests loadtests
+CODE   := libs services native tests loadtests docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup format lint types layers unit integration native-test proto proto-check wheel-test test \

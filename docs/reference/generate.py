@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pydantic import BaseModel
+
 from sage_actor.help import setting_lines
 from sage_core import ServiceSettings
 from sage_embedding_worker.settings import EmbeddingWorkerSettings
@@ -42,12 +43,13 @@ def render() -> str:
     shared = {line.key for line in setting_lines(ServiceSettings)}
     parts = [HEAD, *_tables("Every service", ServiceSettings, set())]
     for settings in SERVICES:
-        parts += _tables(settings.__name__.removesuffix("Settings"), settings, shared)
+        name = settings.__module__.split(".")[0].removeprefix("sage_").replace("_", "-")
+        parts += _tables(name, settings, shared)
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _tables(title: str, settings: type[BaseModel], without: set[str]) -> list[str]:
-    lines = [f"## {title}", ""]
+    lines = [f"## {title}"]
     table = None
     for line in setting_lines(settings):
         if line.key in without:
