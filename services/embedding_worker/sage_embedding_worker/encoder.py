@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """Embeds texts one by one (a bi-encoder). Called from one thread at a time."""
+    """Embeds texts one by one (a bi-encoder). Tokens are counted in one thread while another computes."""
 
     name: str
     dim: int
@@ -31,7 +31,7 @@ class Encoder(Protocol):
 
 
 class CrossEncoder(Protocol):
-    """Reads a query and a document together and says how well they match. Called from one thread at a time."""
+    """Reads a query and a document together and says how well they match. Threads as for `Encoder`."""
 
     name: str
     max_tokens: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,13 @@ class SentenceEncoder:
         _prepare(compute)
         self._model: Any = _load(spec, lambda path: SentenceTransformer(path, device=compute.device), compute)
         self.max_tokens: int = _limit(self._model)
+        # Cutting off reconfigures the shared tokenizer; used from two threads it raises "Already borrowed".
+        self._counter: Any = copy.deepcopy(self._model.tokenizer)
         self.dim: int = int(self._model.get_embedding_dimension())
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See `Encoder`."""
-        return _count(self._model.tokenizer, list(texts))
+        return _count(self._counter, list(texts))
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """See `Encoder`."""
@@ -82,6 +85,7 @@ class SentenceCrossEncoder:
         _prepare(compute)
         self._model: Any = _load(spec, lambda path: CrossEncoder(path, device=compute.device), compute)
         self.max_tokens: int = _limit(self._model)
+        self._counter: Any = copy.deepcopy(self._model.tokenizer)
         if self._model.num_labels != 1:
             raise ConfigurationError(
                 f"reranker {spec.name!r} has {self._model.num_labels} outputs; expected a cross-encoder with one"
@@ -89,7 +93,7 @@ class SentenceCrossEncoder:
 
     def count_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
         """See `CrossEncoder`."""
-        return _count(self._model.tokenizer, [query for query, _ in pairs], [document for _, document in pairs])
+        return _count(self._counter, [query for query, _ in pairs], [document for _, document in pairs])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Floats:
         """See `CrossEncoder`."""

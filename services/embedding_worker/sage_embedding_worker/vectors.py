@@ -1,4 +1,4 @@
-"""Pure functions over texts and vectors: batch plans, duplicates, truncated dimensions, events of bounded size."""
+"""Pure functions over texts and vectors: duplicates, truncated dimensions, events of bounded size."""
 
 from __future__ import annotations
 
@@ -12,28 +12,12 @@ from sage_core import BadRequest
 from sage_embedding_worker.encoder import Floats
 from sage_wire.messages import Vectors
 
-__all__ = ["MAX_EVENT_BYTES", "normalise", "plan_batches", "shorten", "split_events", "unique"]
+__all__ = ["MAX_EVENT_BYTES", "normalise", "shorten", "split_events", "unique"]
 
 MAX_EVENT_BYTES: Final = 192 * 1024
 """Vectors per event: a frame stays under 256 KiB with its headers and other deltas."""
 
 T = TypeVar("T", bound=Hashable)
-
-
-def plan_batches(lengths: Sequence[int], *, max_items: int, max_padded: int) -> list[list[int]]:
-    """Group indices by length, shortest first, so that little is spent on padding.
-
-    A batch costs its size times its longest item; it holds at most `max_items` and costs at most `max_padded`,
-    unless a single item alone costs more.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        batch = batches[-1] if batches else None
-        if batch is None or len(batch) >= max_items or (len(batch) + 1) * lengths[index] > max_padded:
-            batches.append([index])
-        else:
-            batch.append(index)
-    return batches
 
 
 def unique(items: Sequence[T]) -> tuple[list[T], npt.NDArray[np.intp]]:
@@ -49,7 +33,8 @@ def normalise(vectors: npt.NDArray[np.floating]) -> Floats:
     """Return float32 rows of length 1; an all-zero row stays zero."""
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    normalised: Floats = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return normalised
 
 
 def shorten(vectors: Floats, dimensions: int | None) -> Floats:

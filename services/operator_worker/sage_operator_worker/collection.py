@@ -12,17 +12,24 @@ from typing import Final
 import numpy as np
 
 import sage_native
-from sage_core import BadRequest, Conflict, LimitExceeded
+from sage_core import Conflict, LimitExceeded, NotFound
 from sage_operator_worker import collection_file
 from sage_operator_worker.collection_file import Header
-from sage_operator_worker.matrix import Matrix
-from sage_operator_worker.store import CollectionInfo, Floats, Query, RetrievalMode, Update
+from sage_operator_worker.matrix import Ids, Matrix
+from sage_operator_worker.store import CollectionInfo, Query, RetrievalMode, Update
 from sage_operator_worker.words import match_expression
 from sage_wire.messages import Hit
 
 __all__ = ["Collection"]
 
-_RANK_CONSTANT: Final = 60.0
+_RANK_CONSTANT: Final = 5.0
+"""Low, so that a passage that one ranking puts first is not outvoted by passages in the middle of both.
+
+Measured on 204 documents of Debian packages (3,660 passages, all-MiniLM-L6-v2), 60, the usual value, against 5: of 200
+rare identifiers, 181 and 195 bring up a passage that holds them among 5 hits (another sample: 175 and 194). For 48
+written questions the right source is in the top 3 for 43 or 44 with either: too few to tell them apart. Half the
+weight for words costs identifiers (about 150 of 200).
+"""
 _MIN_CANDIDATES: Final = 50
 _CANDIDATES_PER_HIT: Final = 4
 
@@ -82,11 +89,7 @@ class Collection:
                 added = collection_file.insert_chunks(connection, update.chunks, update.vectors)
                 collection_file.write_header(connection, header)
                 info = collection_file.count(connection, header)
-                matrix = self._matrix
-                if matrix is not None and matrix.generation == header.generation - 1 and update.chunks:
-                    matrix = matrix.changed(header.generation, removed, added, update.vectors)
-                else:
-                    matrix = None  # not loaded yet, or another process wrote meanwhile: the next reader loads
+                matrix = self._next_matrix(header, removed, added, update)
                 with self._publishing:
                     connection.execute("COMMIT")
                     self._matrix = matrix
@@ -99,15 +102,16 @@ class Collection:
     def retrieve(self, query: Query) -> list[Hit]:
         """See `VectorStore.retrieve`."""
         with self._reading() as connection:
-            with self._publishing:
-                connection.execute("BEGIN")
-                header = self._header(connection)
-                matrix = self._matrix
             try:
+                with self._publishing:
+                    connection.execute("BEGIN")
+                    header = self._header(connection)
+                    matrix = self._matrix
                 ranked = self._rank(connection, header, matrix, query)
                 return collection_file.read_hits(connection, ranked)
             finally:
-                connection.execute("COMMIT")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the file. No call may be running."""
@@ -128,6 +132,14 @@ class Collection:
                 param="embedding_model",
             )
         return Header(header.name, update.embedding_model, dim, header.generation + 1)
+
+    def _next_matrix(self, header: Header, removed: Ids, added: Ids, update: Update) -> Matrix | None:
+        """Return the cache after the update, or None where the next reader has to load it."""
+        matrix = self._matrix
+        if matrix is None or matrix.generation != header.generation - 1 or matrix.dim != header.dim:
+            return None
+        vectors = update.vectors if update.chunks else np.empty((0, header.dim), dtype=np.float32)
+        return matrix.changed(header.generation, removed, added, vectors)
 
     def _rank(
         self, connection: sqlite3.Connection, header: Header, matrix: Matrix | None, query: Query
@@ -170,7 +182,7 @@ class Collection:
     def _header(self, connection: sqlite3.Connection) -> Header:
         header = collection_file.read_header(connection)
         if header is None:
-            raise BadRequest(f"collection {self._name!r} is empty")
+            raise NotFound(f"collection {self._name!r} does not exist", param="collection")
         return header
 
     @contextmanager

@@ -1,10 +1,10 @@
 """One collection in one SQLite file: the statements, and nothing about threads or memory.
 
-    collection  one row: name, embedding model, dim, format, generation (grows with every update)
-    sources     a source's number
-    passages    a passage's number, its source and position
-    vectors     its vector, little-endian float32
-    words       its title and text, indexed for words (FTS5, which also stores them)
+collection  one row: name, embedding model, dim, format, generation (grows with every update)
+sources     a source's number
+passages    a passage's number, its source and position
+vectors     its vector, little-endian float32
+words       its title and text, indexed for words (FTS5, which also stores them)
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from sage_core import Internal
-from sage_operator_worker.matrix import Matrix
+from sage_operator_worker.matrix import Ids, Matrix
 from sage_operator_worker.store import CollectionInfo, Floats
 from sage_wire.messages import Chunk, Hit
 
@@ -38,8 +37,6 @@ __all__ = [
     "transaction",
     "write_header",
 ]
-
-Ids = npt.NDArray[np.int64]
 
 _FORMAT: Final = 1
 _BUSY_TIMEOUT: Final = 10.0
@@ -170,7 +167,9 @@ def insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk], vecto
             "INSERT INTO passages (source_id, position) VALUES (?, ?)", (source_id, chunk.position)
         )
         passage_id = int(cursor.lastrowid or 0)
-        connection.execute("INSERT INTO vectors (id, vector) VALUES (?, ?)", (passage_id, rows[index].tobytes()))
+        connection.execute(
+            "INSERT INTO vectors (id, vector) VALUES (?, ?)", (passage_id, rows[index].tobytes())
+        )
         connection.execute(
             "INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (passage_id, chunk.title, chunk.text)
         )
@@ -183,7 +182,9 @@ def load_matrix(connection: sqlite3.Connection, header: Header) -> Matrix:
     (num_rows,) = connection.execute("SELECT count(*) FROM vectors").fetchone()
     ids = np.empty(num_rows, dtype=np.int64)
     vectors = np.empty((num_rows, header.dim), dtype=np.float32)
-    for index, (passage_id, vector) in enumerate(connection.execute("SELECT id, vector FROM vectors ORDER BY id")):
+    for index, (passage_id, vector) in enumerate(
+        connection.execute("SELECT id, vector FROM vectors ORDER BY id")
+    ):
         ids[index] = passage_id
         vectors[index] = np.frombuffer(vector, dtype="<f4")
     return Matrix.of(header.generation, ids, vectors)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import sage_native
 from sage_operator_worker.store import Floats
 
-__all__ = ["Matrix"]
+__all__ = ["Ids", "Matrix"]
 
 Ids = npt.NDArray[np.int64]
 _MAX_DEAD_SHARE: Final = 0.25
@@ -50,6 +50,11 @@ class Matrix:
         return cls(generation, storage, len(ids), np.ones(len(ids), dtype=np.bool_))
 
     @property
+    def dim(self) -> int:
+        """Length of each vector."""
+        return int(self.storage.vectors.shape[1])
+
+    @property
     def num_bytes(self) -> int:
         """Memory held by the storage."""
         return self.storage.vectors.nbytes + self.storage.ids.nbytes + self.alive.nbytes
@@ -60,7 +65,9 @@ class Matrix:
         Appends in place where this is the newest snapshot and there is room; copies otherwise, and when more than
         a quarter of the rows are dead.
         """
-        alive = self.alive & ~np.isin(self.storage.ids[: self.num_rows], removed)
+        alive = self.alive
+        if len(removed):
+            alive = alive & ~np.isin(self.storage.ids[: self.num_rows], removed)
         num_alive = int(np.count_nonzero(alive))
         total = self.num_rows + len(added)
         fits = self.storage.num_used == self.num_rows and total <= len(self.storage.ids)

@@ -12,11 +12,12 @@ MAX_TERMS: Final = 64
 
 _WORD = re.compile(r"[^\W_]+")
 
-_STOP_WORDS: Final = frozenset(
-    """a about am an and any are as at be been but by can could did do does for from had has have how i if in into is
+_COMMON: Final = """
+    a about am an and any are as at be been but by can could did do does for from had has have how i if in into is
     it its may me my no not of on or our shall should so some such than that the their them then there these they
-    this those to was we were what when where which who whom why will with would you your""".split()
-)
+    this those to was we were what when where which who whom why will with would you your
+"""
+_STOP_WORDS: Final = frozenset(_COMMON.split())
 
 
 def match_expression(text: str) -> str | None:

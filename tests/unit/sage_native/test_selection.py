@@ -39,7 +39,9 @@ def fusion_twin(
 
 @given(
     candidates=st.integers(1, 5).flatmap(
-        lambda dim: st.lists(st.lists(st.integers(-3, 3), min_size=dim, max_size=dim), min_size=1, max_size=12)
+        lambda dim: st.lists(
+            st.lists(st.integers(-3, 3), min_size=dim, max_size=dim), min_size=1, max_size=12
+        )
     ),
     seed=st.integers(0, 2**32 - 1),
     k=st.integers(0, 15),
@@ -66,9 +68,7 @@ rankings_lists = st.lists(st.lists(st.integers(-50, 50), unique=True, max_size=2
     seed=st.integers(0, 99),
 )
 @settings(max_examples=150, deadline=None)
-def test_fusion_agrees_with_the_twin(
-    rankings: list[list[int]], k: int, constant: float, seed: int
-) -> None:
+def test_fusion_agrees_with_the_twin(rankings: list[list[int]], k: int, constant: float, seed: int) -> None:
     weights = np.random.default_rng(seed).integers(0, 3, len(rankings)).astype(float).tolist()
     arrays = [np.array(ranking, dtype=np.int64) for ranking in rankings]
     identifiers, scores = sage_native.reciprocal_rank_fusion(arrays, k, constant, weights)
@@ -92,7 +92,7 @@ def test_wrong_input_is_refused_saying_what_was_expected() -> None:
     with pytest.raises(ValueError, match=r"trade_off is 2\.0+; expected 0 to 1"):
         sage_native.maximal_marginal_relevance(rows, relevance, 1, 2.0)
     with pytest.raises(ValueError, match=r"rankings\[0\] is int32; expected int64"):
-        sage_native.reciprocal_rank_fusion([ids.astype(np.int32)], 1)  # type: ignore[list-item]
+        sage_native.reciprocal_rank_fusion([ids.astype(np.int32)], 1)
     with pytest.raises(ValueError, match=r"rankings\[0\] holds id 1 twice"):
         sage_native.reciprocal_rank_fusion([np.array([1, 1], dtype=np.int64)], 1)
     with pytest.raises(ValueError, match="weights has 2 entries; expected 1"):

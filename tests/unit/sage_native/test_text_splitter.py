@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 import sage_native
 
-SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+)
 GAP = re.compile(f"[{SPACE}]+")
 CLOSERS = "\"')]}»’”」』）"  # noqa: RUF001
 WIDE_END = re.compile(f"[。！？](?:[{re.escape(CLOSERS)}。！？])*")  # noqa: RUF001
@@ -34,16 +37,16 @@ def boundaries(text: str) -> list[tuple[int, int, int]]:
         else:
             level = 1
         found.append((gap.start(), gap.end(), level))
-    for match in WIDE_END.finditer(text):
-        if match.end() < len(text) and text[match.end()] not in SPACE:
-            found.append((match.end(), match.end(), 2))
+    wide_ends = [match.end() for match in WIDE_END.finditer(text)]
+    found.extend((end, end, 2) for end in wide_ends if end < len(text) and text[end] not in SPACE)
     return sorted(found)
 
 
 def twin(text: str, chunk: int, overlap: int) -> list[tuple[int, int]]:
     stop = len(text.rstrip(SPACE))
     start = len(text) - len(text.lstrip(SPACE))
-    places, passages = boundaries(text), []
+    places = boundaries(text)
+    passages: list[tuple[int, int]] = []
     while start < stop:
         if stop - start <= chunk:
             return [*passages, (start, stop)]
@@ -62,18 +65,18 @@ def twin(text: str, chunk: int, overlap: int) -> list[tuple[int, int]]:
         passages.append((start, end))
         shared = [p for p in ahead if following - overlap <= p[1] < following]
         sentences = [p for p in shared if p[2] >= 2]
-        if sentences or shared:
-            start = (sentences or shared)[0][1]
-        else:
-            start = following if fitting else end - overlap
+        fallback = following if fitting else end - overlap
+        start = (sentences or shared)[0][1] if shared else fallback
     return passages
 
 
-pieces = st.sampled_from(
-    ["a", "B", "it", "wörd", "e.g.", ".", "?", "!)", "。", "」", "漢字", "😀", " ", "  ", " " * 12, "\n"]
-    + ["\n\n", "\r\n \r\n", "\xa0", "\u3000", "Averyverylongword", "x" * 25]
+WORDS = ["a", "B", "it", "wörd", "e.g.", "漢字", "😀", "Averyverylongword", "x" * 25]
+MARKS = [".", "?", "!)", "。", "」"]
+GAPS = [" ", "  ", " " * 12, "\n", "\n\n", "\r\n \r\n", "\xa0", "\u3000"]
+pieces = st.sampled_from([*WORDS, *MARKS, *GAPS])
+texts = st.one_of(
+    st.lists(pieces, max_size=40).map("".join), st.text(st.characters(codec="utf-8"), max_size=80)
 )
-texts = st.one_of(st.lists(pieces, max_size=40).map("".join), st.text(st.characters(codec="utf-8"), max_size=80))
 sizes = st.integers(1, 40).flatmap(lambda chunk: st.tuples(st.just(chunk), st.integers(0, chunk // 2)))
 
 
@@ -94,7 +97,7 @@ def test_passages_hold_all_text_within_their_bounds(text: str, size: tuple[int, 
         assert 0 < end - start <= chunk
         assert text[start] not in SPACE
         assert text[end - 1] not in SPACE
-    for (start, end), (next_start, next_end) in zip(passages, passages[1:], strict=False):
+    for (start, end), (next_start, next_end) in itertools.pairwise(passages):
         assert start < next_start
         assert end < next_end
         assert end - next_start <= overlap

@@ -88,7 +88,13 @@ def test_other_threads_run_meanwhile() -> None:
         (np.zeros(3, np.float32), np.zeros((1, 3), np.float32), 1, None, "1 dimensions; expected 2"),
         (np.zeros((2, 3), np.float32), np.zeros((1, 4), np.float32), 1, None, "4 columns; expected 3"),
         (np.zeros((2, 6), np.float32)[:, ::2], np.zeros((1, 3), np.float32), 1, None, "C-contiguous"),
-        (np.zeros((2, 3), np.float32), np.zeros((1, 3), np.float32), -1, None, "k is -1; expected at least 0"),
+        (
+            np.zeros((2, 3), np.float32),
+            np.zeros((1, 3), np.float32),
+            -1,
+            None,
+            "k is -1; expected at least 0",
+        ),
         (
             np.zeros((2, 3), np.float32),
             np.zeros((1, 3), np.float32),
