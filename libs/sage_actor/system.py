@@ -40,6 +40,11 @@ class SystemHandlers:
 
     @handles(subject=lambda _: subjects.every("find_spans"))
     async def find_spans(self, request: FindSpans) -> FoundSpans:
-        """Return this process's recent spans of a trace."""
-        spans = [] if self.telemetry is None else self.telemetry.recent.find(request.trace_id)
+        """Return this process's recent spans of a trace, or those that name a request."""
+        if self.telemetry is None:
+            return FoundSpans(actor_id=self.actor_id, spans=[])
+        recent = self.telemetry.recent
+        spans = (
+            recent.find_request(request.request_id) if request.request_id else recent.find(request.trace_id)
+        )
         return FoundSpans(actor_id=self.actor_id, spans=spans)

@@ -14,10 +14,13 @@ from sage_bus.bus import (
     Subscription,
 )
 from sage_bus.memory import MemoryBroker, MemoryBus
+from sage_bus.nats_bus import BusStatistics, NatsBus, connect
+from sage_bus.server_config import server_binary
 
 __all__ = [
     "Bus",
     "BusEvent",
+    "BusStatistics",
     "DeadLetter",
     "Entry",
     "Feed",
@@ -27,6 +30,9 @@ __all__ = [
     "Lease",
     "MemoryBroker",
     "MemoryBus",
+    "NatsBus",
     "Received",
     "Subscription",
+    "connect",
+    "server_binary",
 ]

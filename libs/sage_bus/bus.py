@@ -41,7 +41,11 @@ class Received:
 
 
 class BusEvent(enum.StrEnum):
-    """What happened to the connection. After RECONNECTED, messages of the gap are lost: resynchronise."""
+    """What happened to the connection. After RECONNECTED, messages of the gap are lost: resynchronise.
+
+    CLOSED: it ended for good though nobody called `close` (credentials expired, a limit of the server); the
+    process has to start again.
+    """
 
     DISCONNECTED = "disconnected"
     RECONNECTED = "reconnected"
@@ -145,13 +149,18 @@ class Job(Protocol):
     """A message pulled from a work queue; held until it is acknowledged or its ack wait passes."""
 
     @property
+    def job_id(self) -> str:
+        """The id it was submitted under."""
+        ...
+
+    @property
     def payload(self) -> bytes:
         """The body."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers."""
+        """The headers it was submitted with."""
         ...
 
     @property

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import random
 import re
+import ssl
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import structlog
 from nats import errors
@@ -33,6 +35,7 @@ EventListener = Callable[[BusEvent, str], None]
 SILENT_TICKS = 5
 """Half ping intervals without a byte after which the server counts as dead; it owes us a PONG every two."""
 _MAX_RECONNECT_DELAY = 2.0
+_REFUSED = "authorization violation"
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 
 
@@ -64,20 +67,25 @@ class Connection:
 
     # Life
 
-    async def open(self, options: Mapping[str, object]) -> None:
-        """Connect and prove both directions. Raises what nats-py raises, and BusUnavailable."""
+    async def open(
+        self, servers: list[str], *, name: str, tls: ssl.SSLContext | None, seed_file: Path | None
+    ) -> None:
+        """Connect, trying for ever, and prove both directions. Raises BusError, BusUnavailable."""
         await self.client.connect(
+            servers,
+            name=name,
+            tls=tls,
+            nkeys_seed=str(seed_file) if seed_file is not None else None,
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
             closed_cb=self._on_closed,
             reconnect_to_server_handler=self._next_server,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,
-            ping_interval=self._ping_interval,
+            reconnect_time_wait=0.2,  # type: ignore[arg-type] # annotated int, used as seconds of a sleep
+            ping_interval=self._ping_interval,  # type: ignore[arg-type] # the same
             max_outstanding_pings=2,
             connect_timeout=2,
-            **options,
         )
         self._tasks.append(asyncio.create_task(self.outbound.run(), name="bus-writer"))
         self._tasks.append(asyncio.create_task(self._watch(), name="bus-watchdog"))
@@ -97,6 +105,8 @@ class Connection:
                 log.warning("bus_close_incomplete", num_unsent=len(self.outbound), reason=error.message)
         self._end(BusUnavailable("the bus is closed"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self.client.is_started:
+            return
         self.client.socket.abort()
         # nats-py waits here for its own reconnect task, at most one reconnect_time_wait.
         with contextlib.suppress(errors.Error, OSError, TimeoutError):
@@ -139,14 +149,26 @@ class Connection:
         headers: Mapping[str, str],
         timeout: float,
         max_answers: int | None,
+        ends: Callable[[Answer], bool] | None = None,
+        *,
+        is_repeatable: bool = False,
     ) -> Answers:
-        """Publish and take answers until `timeout`, `max_answers` or no responders."""
-        answers = Answers(subject.decode("ascii"), max_answers)
+        """Publish and take answers until `timeout`, `max_answers`, one that `ends` or no responders."""
+        answers = Answers(subject.decode("ascii"), max_answers, ends, is_repeatable=is_repeatable)
         reply = self.inbox.open_answers(answers)
+
+        def is_wanted() -> bool:
+            answers.is_written = True
+            return self.inbox.is_open(reply)
+
         try:
-            self.send(subject, payload, headers, reply, lambda: self.inbox.is_open(reply))
             async with asyncio.timeout(timeout):
+                self.send(subject, payload, headers, reply, is_wanted)
                 await answers.done
+                while answers.is_interrupted:
+                    answers.restart()
+                    self.send(subject, payload, headers, reply, is_wanted)
+                    await answers.done
         except TimeoutError:
             pass
         finally:
@@ -155,10 +177,16 @@ class Connection:
         return answers
 
     async def ask(
-        self, subject: bytes, payload: bytes, headers: Mapping[str, str] = NO_HEADERS, *, timeout: float
+        self,
+        subject: bytes,
+        payload: bytes,
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        timeout: float,
+        is_repeatable: bool = False,
     ) -> Answer:
         """Publish and wait for one answer. Raises Unavailable for no responders, DeadlineExceeded."""
-        answers = await self.gather(subject, payload, headers, timeout, 1)
+        answers = await self.gather(subject, payload, headers, timeout, 1, is_repeatable=is_repeatable)
         if answers.received:
             return answers.received[0]
         if answers.is_unheard:
@@ -214,6 +242,29 @@ class Connection:
         if not self.is_closed:
             self.outbound.push_command(command)
 
+    def listen(self, handler: Handler) -> tuple[int, bytes]:
+        """Open a reply subject with a subscription of its own; return its id and the subject.
+
+        For streams, which deliver under the subject of the stored message: the shared inbox cannot tell them apart.
+        """
+        subject = self.inbox.unshared()
+        sid, command = self.client.register(subject, "", handler)
+        self.outbound.push_command(command)
+        return sid, subject.encode("ascii")
+
+    async def stop_listening(self, sids: list[int], timeout: float) -> None:
+        """End `listen`; handlers still get what the server sent before it knew."""
+        for sid in sids:
+            self.outbound.push_command(self.client.unsubscribe_command(sid))
+        try:
+            if self.client.can_write:
+                await self.prove(timeout)
+        except BusUnavailable:
+            pass
+        finally:
+            for sid in sids:
+                self.client.unregister(sid)
+
     # Events
 
     def add_listener(self, listener: EventListener) -> None:
@@ -232,14 +283,16 @@ class Connection:
                 log.exception("bus_listener_failed", event_kind=event.value)
 
     async def _on_error(self, error: Exception) -> None:
-        self.last_error = str(error) or type(error).__name__
+        # A refused client is cut off, and sees the cut as often as the reason: the reason is kept.
+        if not (_REFUSED in self.last_error.lower() and isinstance(error, OSError)):
+            self.last_error = str(error) or type(error).__name__
         denied = _DENIED.search(self.last_error)
         if denied is not None:
             self._on_denied(denied.group(1), denied.group(2))
         elif "slow consumer" in self.last_error.lower():
             self._emit(BusEvent.SLOW_CONSUMER, self.last_error)
         elif not self.is_closing:
-            log.info("bus_error_reported", error=self.last_error)
+            log.debug("bus_error_reported", error=self.last_error)
 
     def _on_denied(self, right: str, subject: str) -> None:
         self.num_permission_errors += 1
@@ -262,13 +315,17 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self.num_reconnects += 1
+        self.last_error = ""
         for proof in self._proofs:
             if not proof.done():
                 proof.set_result(False)
+        self.inbox.interrupt()
         self.outbound.resume()
         url = self.client.connected_url
-        log.info("bus_reconnected", server=url.netloc if url is not None else "")
-        self._emit(BusEvent.RECONNECTED, url.netloc if url is not None else "")
+        # Not `netloc`: it may carry a password.
+        server = f"{url.hostname}:{url.port}" if url is not None else ""
+        log.info("bus_reconnected", server=server)
+        self._emit(BusEvent.RECONNECTED, server)
 
     async def _on_closed(self) -> None:
         self._lose(self.last_error or str(self.client.last_error or "closed by the client library"))
@@ -298,17 +355,19 @@ class Connection:
     async def _watch(self) -> None:
         """Reconnect where nats-py does not notice: a frozen server, a dead read loop, a dead reconnect task."""
         num_silent = 0
-        num_reads = -1
+        activity = self.client.socket.activity
         while True:
             # Ticks, not time: a blocked event loop delays them and so is not mistaken for a dead server.
             await asyncio.sleep(self._ping_interval / 2)
-            num_silent = num_silent + 1 if self.client.socket.num_reads == num_reads else 0
-            num_reads = self.client.socket.num_reads
-            if self.client.is_connected and (num_silent >= SILENT_TICKS or not self.client.is_reading):
+            num_silent = num_silent + 1 if self.client.socket.activity == activity else 0
+            activity = self.client.socket.activity
+            is_deaf = self.client.is_connected and not self.client.is_reading
+            if num_silent >= SILENT_TICKS or is_deaf:
                 num_silent = 0
-                self.last_error = "the server fell silent"
-                # Without the abort nats-py would wait for a frozen peer to take what is still unsent.
+                # Whoever noticed first: nats-py waits, perhaps for ever, for a frozen peer to take what is unsent.
                 self.client.socket.abort()
-                await self.client.force_reconnect()
-            elif self.client.is_reconnecting and not self.client.is_reconnect_alive:
+                if self.client.is_connected:
+                    self.last_error = "the server fell silent"
+                    await self.client.force_reconnect()
+            if not (self.client.is_connected or self.client.is_closed or self.client.is_reconnect_alive):
                 self._lose("nats-py stopped reconnecting")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sage_core import BusError
 from sage_wire.headers import BUDGET
 
-__all__ = ["age_headers", "encode_headers", "header_status", "parse_headers"]
+__all__ = ["age_headers", "encode_headers", "header_status", "one_line", "parse_headers"]
 
 _VERSION = b"NATS/1.0"
 
@@ -39,6 +39,11 @@ def parse_headers(block: bytes) -> dict[str, str]:
         if colon:
             headers[name.strip().decode("ascii", "replace")] = value.strip().decode("utf-8", "replace")
     return headers
+
+
+def one_line(text: str) -> str:
+    """Return text that fits a header value: every run of white space becomes one space."""
+    return " ".join(text.split())
 
 
 def header_status(block: bytes) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -22,7 +22,7 @@ from sage_bus.checks import (
     check_target,
     is_inbox,
 )
-from sage_bus.header_block import encode_headers
+from sage_bus.header_block import age_headers, encode_headers
 from sage_bus.memory_jobs import MemoryJobQueue, MemoryJobs
 from sage_bus.memory_store import MemoryBucket, MemoryKeyValue, MemoryLease, acquire
 from sage_bus.routing import RoutingTable
@@ -105,7 +105,7 @@ class MemoryBus:
         self._max_outbound = max_outbound
         self._inbox = f"_INBOX_{new_id()}"
         self._waiting: dict[str, _Waiting] = {}
-        self._outbound: deque[tuple[Received, str | None]] = deque()
+        self._outbound: deque[tuple[Received, str | None, float]] = deque()
         self._is_flush_due = False
         self._listeners: list[Callable[[BusEvent, str], None]] = []
         self._is_closed = False
@@ -146,7 +146,8 @@ class MemoryBus:
         if len(self._outbound) >= self._max_outbound:
             raise Overloaded(f"{self._max_outbound} messages wait to be sent", retry_after=0.1)
         checked_reply = reply if reply is not None and is_inbox(reply) else None
-        self._outbound.append((Received(subject, bytes(payload), dict(headers), checked_reply), token))
+        message = Received(subject, bytes(payload), dict(headers), checked_reply)
+        self._outbound.append((message, token, asyncio.get_running_loop().time()))
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -161,9 +162,11 @@ class MemoryBus:
         for _ in range(len(self._outbound)):
             if not self._is_connected or not self._outbound:
                 return
-            message, token = self._outbound.popleft()
-            if token is not None and token not in self._waiting:
+            message, token, queued_at = self._outbound.popleft()
+            headers = age_headers(message.headers, asyncio.get_running_loop().time() - queued_at)
+            if headers is None or (token is not None and token not in self._waiting):
                 continue  # its caller has gone; a late request must not run
+            message = replace(message, headers=headers)
             if not self.broker.deliver(message) and token is not None:
                 waiting = self._waiting[token]
                 waiting.is_unheard = True
@@ -186,7 +189,7 @@ class MemoryBus:
 
     def _on_reply(self, message: Received) -> None:
         waiting = self._waiting.get(message.subject.rpartition(".")[2])
-        if waiting is None:
+        if waiting is None or waiting.done.is_set():
             return
         waiting.replies.append(message)
         if waiting.max_replies is not None and len(waiting.replies) >= waiting.max_replies:
@@ -316,7 +319,6 @@ class MemoryBus:
         self._is_closed = True
         for waiting in self._waiting.values():
             waiting.done.set()
-        self._emit(BusEvent.CLOSED, "closed by us")
 
     def _check_open(self) -> None:
         if self._is_closed:

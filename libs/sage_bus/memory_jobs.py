@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sage_bus.bus import NO_HEADERS, DeadLetter
 from sage_bus.checks import check_size
-from sage_bus.header_block import encode_headers
+from sage_bus.header_block import encode_headers, one_line
 from sage_core import BadRequest, Overloaded
 
 __all__ = ["MemoryJob", "MemoryJobFeed", "MemoryJobQueue", "MemoryJobs"]
@@ -107,7 +107,7 @@ class MemoryJobs:
     def bury(self, stored: _Stored, reason: str) -> None:
         """Move it to the dead letters. Idempotent."""
         if not stored.is_gone:
-            self.dead.append(DeadLetter(stored.job_id, stored.payload, stored.headers, reason))
+            self.dead.append(DeadLetter(stored.job_id, stored.payload, stored.headers, one_line(reason)))
             self.remove(stored)
 
 
@@ -119,6 +119,11 @@ class MemoryJob:
         self._stored = stored
         self._check_connected = check_connected
         self._num_delivered = stored.num_delivered
+
+    @property
+    def job_id(self) -> str:
+        """See `Job.job_id`."""
+        return self._stored.job_id
 
     @property
     def payload(self) -> bytes:

@@ -31,17 +31,32 @@ _PING = b"PING\r\n"
 class _Transport(TcpTransport):
     """Counts what arrives, so that silence shows, and can be aborted, so that a frozen peer cannot hold it."""
 
-    num_reads = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_reads = 0
+        self.num_connects = 0
+
+    def write(self, payload: bytes) -> None:
+        self._io_writer.write(payload)  # type: ignore[union-attr] # only called once connected
+
+    async def drain(self) -> None:
+        await self._io_writer.drain()  # type: ignore[union-attr] # only called once connected
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         del buffer_size
         await super().connect(uri, _READ_BYTES, connect_timeout)
+        self.num_connects += 1
 
     async def read(self, buffer_size: int) -> bytes:
         del buffer_size
         data: bytes = await super().read(_READ_BYTES)
         self.num_reads += 1
         return data
+
+    @property
+    def activity(self) -> tuple[int, int]:
+        """Changes with every connection made and every read that returned."""
+        return self.num_connects, self.num_reads
 
     @property
     def is_open(self) -> bool:
@@ -71,6 +86,11 @@ class NatsClient(Client):
         self._requires_tls = requires_tls
         self._handlers: dict[int, Handler] = {}
         self.num_callback_errors = 0
+
+    @property
+    def is_started(self) -> bool:
+        """True once `connect` has begun; nats-py cannot close before that."""
+        return self._flush_queue is not None
 
     @property
     def can_write(self) -> bool:
@@ -112,6 +132,10 @@ class NatsClient(Client):
         """Stop calling the handler at once; return the command to send."""
         self._subs.pop(sid, None)
         self._handlers.pop(sid, None)
+        return self.unsubscribe_command(sid)
+
+    def unsubscribe_command(self, sid: int) -> bytes:
+        """Return the command that ends a subscription at the server."""
         return b"UNSUB %d\r\n" % sid
 
     def write(self, chunk: bytes) -> None:
@@ -137,7 +161,13 @@ class NatsClient(Client):
             handler(subject, reply, data, headers or b"")
         except (Exception, asyncio.CancelledError):
             self.num_callback_errors += 1
-            log.exception("bus_callback_failed", subject=subject.decode("ascii", "replace"))
+            # The 1st, 2nd, 4th, 8th …: a traceback per message would stop everything else.
+            if self.num_callback_errors.bit_count() == 1:
+                log.exception(
+                    "bus_callback_failed",
+                    subject=subject.decode("ascii", "replace"),
+                    num_errors=self.num_callback_errors,
+                )
 
     async def _process_pong(self) -> None:
         # nats-py sets a result on a future that a timeout has cancelled; that raises and ends the read loop.

@@ -38,25 +38,55 @@ def received(subject: bytes, reply: bytes, payload: bytes, block: bytes) -> Rece
 
 
 class Answers:
-    """What came back for one request. `done` is set with the last wanted answer, or with an error."""
+    """What came back for one request. `done` is set with the last wanted answer, or with an error.
 
-    def __init__(self, subject: str, max_answers: int | None) -> None:
+    `ends` tells the last answer of a series that says itself where it ends. `is_repeatable` says that asking
+    twice does no harm: then the question is asked again where the connection was lost before the answer came.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        max_answers: int | None,
+        ends: Callable[[Answer], bool] | None = None,
+        *,
+        is_repeatable: bool = False,
+    ) -> None:
         self.subject = subject
+        self.is_repeatable = is_repeatable
+        self.is_written = False
+        self.is_interrupted = False
         self.received: list[Answer] = []
         self.is_unheard = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._max_answers = max_answers
+        self._ends = ends
 
     def handle(self, subject: bytes, reply: bytes, payload: bytes, block: bytes) -> None:
-        """Take one answer."""
+        """Take one answer; those after the last wanted one are dropped."""
+        if self.done.done():
+            return
         status = header_status(block)
         if status.startswith("503") and not payload:
             self.is_unheard = True
             self.finish()
             return
-        self.received.append(Answer(payload, block, status, subject, reply))
-        if self._max_answers is not None and len(self.received) >= self._max_answers:
+        answer = Answer(payload, block, status, subject, reply)
+        self.received.append(answer)
+        if len(self.received) == self._max_answers or (self._ends is not None and self._ends(answer)):
             self.finish()
+
+    def interrupt(self) -> None:
+        """The connection was lost: have the caller ask again, unless the question still waits to be sent."""
+        if self.is_repeatable and self.is_written and not self.done.done():
+            self.is_interrupted = True
+            self.finish()
+
+    def restart(self) -> None:
+        """Forget what came before the interruption."""
+        self.received.clear()
+        self.is_written = self.is_interrupted = False
+        self.done = asyncio.get_running_loop().create_future()
 
     def finish(self) -> None:
         """Wake the waiting caller. Idempotent."""
@@ -90,6 +120,11 @@ class ReplyInbox:
         self._handlers[token] = handler
         return self._base + token
 
+    def unshared(self) -> str:
+        """Return a new reply subject outside the wildcard, for a subscription of its own."""
+        self._next += 1
+        return f"{self.prefix}.own.{self._next:x}"
+
     def open_answers(self, answers: Answers) -> bytes:
         """Like `open`, for a request that a permission error or the end of the connection must wake."""
         reply = self.open(answers.handle)
@@ -110,6 +145,11 @@ class ReplyInbox:
         handler = self._handlers.get(subject[self._cut :])
         if handler is not None:
             handler(subject, reply, payload, block)
+
+    def interrupt(self) -> None:
+        """Have every repeatable request that is under way asked again."""
+        for answers in list(self._answers.values()):
+            answers.interrupt()
 
     def fail(self, error: SageError, concerns: Callable[[Answers], bool] = lambda _: True) -> None:
         """Wake every waiting request that `concerns` selects with `error`."""

@@ -13,6 +13,7 @@ from sage_core import ConfigurationError
 __all__ = ["render", "server_binary"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
 _MEBIBYTE = 2**20
 
 
@@ -38,6 +39,8 @@ def render(
         raise ConfigurationError(f"nats-server port is {port}; expected 1 to 65535")
     if monitor_port is not None and not 0 < monitor_port < 65536:
         raise ConfigurationError(f"nats-server monitoring port is {monitor_port}; expected 1 to 65535")
+    if _HOST.fullmatch(host) is None:
+        raise ConfigurationError(f"nats-server host is {host!r}; expected a host name or an address")
     if _NAME.fullmatch(server_name) is None:
         raise ConfigurationError(f"nats-server name is {server_name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
     store = str(store_dir)

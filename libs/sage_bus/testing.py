@@ -97,10 +97,18 @@ class NatsServer:
     def freeze(self) -> None:
         """Stop it from running without closing a socket, as a dead host or a full disk does."""
         os.kill(self.process_id, signal.SIGSTOP)
+        deadline = time.monotonic() + 1
+        # The signal is sent, not delivered: other threads of the server run on for a moment.
+        while not self._is_stopped() and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """Undo `freeze`."""
         os.kill(self.process_id, signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        threads = Path(f"/proc/{self.process_id}/task").glob("*/stat")
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None

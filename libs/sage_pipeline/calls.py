@@ -149,7 +149,7 @@ def lower(
         case SplitOptions() as options:
             return _split(step, options, _as(Documents, inputs["documents"]))
         case IndexOptions() as options:
-            return _index(step, options, _as(EmbeddedChunks, inputs["chunks"]))
+            return _index(step, options, _as(EmbeddedChunks, inputs["chunks"]), run)
         case RetrieveOptions() as options:
             return _retrieve(step, options, inputs)
         case RerankOptions() as options:
@@ -184,7 +184,8 @@ def _embed(options: EmbedOptions, value: Value, resolve: Resolve) -> Value | Cal
     if not isinstance(value, Chunks):
         texts = [text_of(value)]
     else:
-        texts = [chunk.text for chunk in value.chunks]
+        # A passage from the middle of a page rarely says what the page is about; its title does.
+        texts = [f"{chunk.title}\n{chunk.text}" if chunk.title else chunk.text for chunk in value.chunks]
         if not texts:
             return EmbeddedChunks(pool, 0, (), b"")
     batches = [texts[start : start + options.batch] for start in range(0, len(texts), options.batch)]
@@ -219,7 +220,7 @@ def _split(step: Step, options: SplitOptions, value: Documents) -> Calls:
     return Calls(tuple(Call(step.pool, work) for work in works), gather, max_parallel=4)
 
 
-def _index(step: Step, options: IndexOptions, value: EmbeddedChunks) -> Calls:
+def _index(step: Step, options: IndexOptions, value: EmbeddedChunks, run: RunPipeline) -> Calls:
     if not value.chunks:
         raise BadRequest("the documents hold no text to index", param="documents")
     row_bytes = 4 * value.dim
@@ -238,7 +239,9 @@ def _index(step: Step, options: IndexOptions, value: EmbeddedChunks) -> Calls:
                 f"{MAX_SOURCE_BYTES} bytes per document can be indexed; cut it into several documents",
                 param="documents",
             )
-    calls = []
+    # A document that has become empty must not keep its earlier passages.
+    removed = sorted({document.source for document in run.documents} - by_source.keys())
+    calls: list[Call] = []
     for numbers in _packed(list(by_source.values()), size):
         rows = (value.vectors[number * row_bytes : (number + 1) * row_bytes] for number in numbers)
         work = Index(
@@ -247,6 +250,7 @@ def _index(step: Step, options: IndexOptions, value: EmbeddedChunks) -> Calls:
             dim=value.dim,
             chunks=[value.chunks[number] for number in numbers],
             vectors=b"".join(rows),
+            removed_sources=[] if calls else removed,
         )
         calls.append(Call(step.pool, work))
 

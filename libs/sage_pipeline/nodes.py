@@ -199,10 +199,10 @@ class OptionConflict:
 def find_conflict(options: Options, ports: Collection[str]) -> OptionConflict | None:
     """Check what one option alone cannot tell. `ports` are those that are bound."""
     match options:
-        case SplitOptions(chunk_chars=chunk, overlap_chars=overlap) if overlap >= chunk:
+        case SplitOptions(chunk_chars=chunk, overlap_chars=overlap) if 2 * overlap > chunk:
             return OptionConflict(
                 "overlap_chars",
-                f"overlap_chars is {overlap}; expected less than chunk_chars, which is {chunk}",
+                f"overlap_chars is {overlap}; expected at most half of chunk_chars, which is {chunk}",
             )
         case RetrieveOptions(mode=mode) if mode != "sparse" and "vector" not in ports:
             return OptionConflict(

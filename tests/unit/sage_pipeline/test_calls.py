@@ -124,6 +124,16 @@ def test_many_passages_are_embedded_in_bounded_requests_and_gathered_in_order() 
     assert value == EmbeddedChunks("the-embed-model", 1, chunks.chunks, rows(1, 2, 3, 4, 5, 6, 7))
 
 
+def test_a_passage_is_embedded_under_its_title() -> None:
+    chunks = Chunks(
+        (Chunk(source="a", position=0, text="body", title="Page"), Chunk(source="b", position=0, text="bare"))
+    )
+    calls = lowered(INDEXING, "embed", input=chunks)
+    assert [call.work for call in calls.calls] == [
+        Embed(model="the-embed-model", texts=["Page\nbody", "bare"])
+    ]
+
+
 def test_a_question_becomes_one_vector() -> None:
     calls = lowered(ASKING, "embed", input=QUESTION)
     assert calls.calls[0].work == Embed(model="the-embed-model", texts=["Why?"])
@@ -176,6 +186,22 @@ def test_indexing_never_divides_a_source_and_counts_the_whole_collection() -> No
         reply(Output(value=raw(Indexed(num_chunks=number, num_sources=number)))) for number in (80, 120)
     ]
     assert calls.gather(reports) == IndexReport(Indexed(num_chunks=120, num_sources=120))
+
+
+def test_a_document_that_has_become_empty_loses_its_earlier_passages() -> None:
+    run = RunPipeline(
+        pipeline="index-docs",
+        documents=[Document(source="0", text="x"), Document(source="emptied", text=" ")],
+    )
+    calls = lowered(
+        INDEXING,
+        "index",
+        run=run,
+        chunks=EmbeddedChunks("m", 1, (Chunk(source="0", position=0, text="x"),), rows(1)),
+    )
+    (work,) = (call.work for call in calls.calls)
+    assert isinstance(work, Index)
+    assert work.removed_sources == ["emptied"]
 
 
 def test_vectors_follow_their_passages_when_a_source_returns_later() -> None:

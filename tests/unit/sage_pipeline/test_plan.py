@@ -129,7 +129,7 @@ def test_checks_across_options_hold_for_parameters_of_a_run_too() -> None:
     size = parameter("size", "800")
     pipe = pipeline("x", documents() >> split(chunk_chars=size) >> embed() >> index("docs"))
     with pytest.raises(
-        BadRequest, match="overlap_chars is 150; expected less than chunk_chars, which is 120"
+        BadRequest, match="overlap_chars is 150; expected at most half of chunk_chars, which is 120"
     ):
         compile_pipeline(pipe, {"size": "120"})
     mode = parameter("mode", "sparse")

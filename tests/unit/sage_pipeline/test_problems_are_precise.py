@@ -175,11 +175,11 @@ def test_dense_retrieval_without_a_vector_says_what_to_do() -> None:
     ]
 
 
-def test_overlap_as_long_as_the_passage_is_refused() -> None:
+def test_overlap_of_over_half_the_passage_is_refused() -> None:
     assert problems_of(
         with_nodes("- type: documents\n- {type: split, chunk_chars: 200, overlap_chars: 200}")
     ) == [
-        "p.yaml:4:52: node 'split' (split): overlap_chars is 200; expected less than chunk_chars, which is 200"
+        "p.yaml:4:52: node 'split' (split): overlap_chars is 200; expected at most half of chunk_chars, which is 200"
     ]
 
 

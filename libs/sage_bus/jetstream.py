@@ -1,0 +1,224 @@
+"""The few JetStream requests SAGE makes, typed. nats-py's JetStream code is not used: see key_value, job_queue."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from sage_bus.bus import NO_HEADERS
+from sage_bus.connection import Connection
+from sage_bus.header_block import parse_headers
+from sage_core import BusUnavailable, ConfigurationError, DeadlineExceeded, Unavailable
+
+__all__ = [
+    "ApiFailure",
+    "StoredMessage",
+    "api",
+    "ensure_consumer",
+    "ensure_stream",
+    "last_message",
+    "last_sequence",
+    "list_messages",
+    "store",
+]
+
+API_SECONDS = 5.0
+_PAGE = 1000
+
+WRONG_LAST_SEQUENCE = 10071
+NO_MESSAGE = 10037
+_STREAM_NOT_FOUND = 10059
+_CONSUMER_NOT_FOUND = 10014
+_FULL = frozenset({10077, 10047, 10122})
+"""Maximum messages, bytes or storage: `discard: new` refuses instead of dropping old ones."""
+
+
+class ApiFailure(msgspec.Struct, frozen=True):
+    """The error part of a JetStream answer."""
+
+    code: int
+    err_code: int = 0
+    description: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """True where the stream refuses for want of room."""
+        return self.err_code in _FULL or "maximum" in self.description or "exceeded" in self.description
+
+
+class _StreamState(msgspec.Struct, frozen=True):
+    last_seq: int = 0
+
+
+class _Message(msgspec.Struct, frozen=True):
+    subject: str
+    seq: int
+    data: str = ""
+    hdrs: str = ""
+
+
+class ApiAnswer(msgspec.Struct, frozen=True):
+    """Any JetStream answer: only the parts that are read here."""
+
+    error: ApiFailure | None = None
+    seq: int = 0
+    duplicate: bool = False
+    state: _StreamState | None = None
+    message: _Message | None = None
+    config: dict[str, object] | None = None
+
+
+_decode = msgspec.json.Decoder(ApiAnswer).decode
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it lies in a stream."""
+
+    subject: str
+    sequence: int
+    payload: bytes
+    headers: Mapping[str, str]
+
+
+async def api(connection: Connection, subject: str, body: Mapping[str, object] | None = None) -> ApiAnswer:
+    """Ask `$JS.API.<subject>`; errors of the API are returned. Raises BusUnavailable where it does not answer."""
+    payload = msgspec.json.encode(body) if body is not None else b""
+    try:
+        target = f"$JS.API.{subject}".encode("ascii")
+        answer = await connection.ask(target, payload, timeout=API_SECONDS, is_repeatable=True)
+    except Unavailable as error:
+        if isinstance(error, BusUnavailable):
+            raise
+        raise BusUnavailable("JetStream is not enabled on the NATS server, or it is starting") from None
+    except DeadlineExceeded:
+        raise BusUnavailable(f"JetStream did not answer {subject} within {API_SECONDS:g} s") from None
+    return _decode(answer.payload)
+
+
+async def store(
+    connection: Connection,
+    subject: bytes,
+    payload: bytes,
+    headers: Mapping[str, str] = NO_HEADERS,
+    *,
+    is_repeatable: bool,
+    timeout: float = API_SECONDS,
+) -> ApiAnswer:
+    """Publish into a stream; return its PubAck or failure. Raises BusUnavailable where none came.
+
+    `is_repeatable`: storing it twice does no harm, so that it may be sent again after a reconnect.
+    """
+    try:
+        answer = await connection.ask(subject, payload, headers, timeout=timeout, is_repeatable=is_repeatable)
+    except DeadlineExceeded:
+        raise BusUnavailable(f"no stream confirmed a message within {timeout:g} s") from None
+    except Unavailable as error:
+        if isinstance(error, BusUnavailable):
+            raise
+        raise BusUnavailable(f"no stream listens on {subject.decode()}") from None
+    return _decode(answer.payload)
+
+
+async def ensure_stream(connection: Connection, name: str, config: Mapping[str, object]) -> None:
+    """Create the stream unless it is there. Raises ConfigurationError where it is there and differs in kind."""
+    info = await api(connection, f"STREAM.INFO.{name}")
+    if info.error is not None and info.error.err_code == _STREAM_NOT_FOUND:
+        info = await api(connection, f"STREAM.CREATE.{name}", {"name": name, **config})
+    if info.error is not None:
+        raise ConfigurationError(f"stream {name}: {info.error.description}")
+    found = info.config or {}
+    for key in ("retention", "discard", "allow_msg_ttl", "max_age", "republish"):
+        wanted = config.get(key)
+        if wanted is not None and not _is_same(found.get(key), wanted):
+            raise ConfigurationError(
+                f"stream {name} has {key} = {found.get(key)!r}; SAGE needs {wanted!r}; another program made it, "
+                "or an older setting: remove it or use another name"
+            )
+
+
+def _is_same(found: object, wanted: object) -> bool:
+    return found == wanted or (not found and not wanted)
+
+
+async def ensure_consumer(
+    connection: Connection, stream: str, name: str, config: Mapping[str, object]
+) -> None:
+    """Create the durable consumer unless it is there. Raises ConfigurationError."""
+    info = await api(connection, f"CONSUMER.INFO.{stream}.{name}")
+    if info.error is not None and info.error.err_code == _CONSUMER_NOT_FOUND:
+        body = {"stream_name": stream, "config": {"durable_name": name, "name": name, **config}}
+        info = await api(connection, f"CONSUMER.CREATE.{stream}.{name}", body)
+    if info.error is not None:
+        raise ConfigurationError(f"consumer {name} of stream {stream}: {info.error.description}")
+
+
+async def last_message(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """Return the last message on `subject`, from the stream's leader, so that we read our own writes."""
+    answer = await api(connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+    if answer.error is not None:
+        if answer.error.err_code == NO_MESSAGE:
+            return None
+        raise BusUnavailable(f"stream {stream}: {answer.error.description}")
+    found = answer.message
+    if found is None:
+        return None
+    headers = parse_headers(base64.b64decode(found.hdrs)) if found.hdrs else {}
+    return StoredMessage(found.subject, found.seq, base64.b64decode(found.data), headers)
+
+
+async def last_sequence(connection: Connection, stream: str) -> int:
+    """Return the sequence of the newest message the stream ever had."""
+    answer = await api(connection, f"STREAM.INFO.{stream}")
+    if answer.error is not None or answer.state is None:
+        raise BusUnavailable(f"stream {stream}: {answer.error.description if answer.error else 'no state'}")
+    return answer.state.last_seq
+
+
+async def list_messages(
+    connection: Connection, stream: str, subject: str, *, limit: int | None = None
+) -> list[StoredMessage]:
+    """Return the messages on `subject` in order: a few requests for thousands. Raises BusUnavailable."""
+    found: list[StoredMessage] = []
+    sequence = 1
+    while limit is None or len(found) < limit:
+        size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+        page, is_last = await _list_page(connection, stream, subject, sequence, size)
+        found.extend(page)
+        if is_last or not page:
+            break
+        sequence = page[-1].sequence + 1
+    return found
+
+
+async def _list_page(
+    connection: Connection, stream: str, subject: str, sequence: int, size: int
+) -> tuple[list[StoredMessage], bool]:
+    body = msgspec.json.encode({"seq": sequence, "batch": size, "next_by_subj": subject})
+    target = f"$JS.API.DIRECT.GET.{stream}".encode("ascii")
+    answers = await connection.gather(
+        target, body, NO_HEADERS, API_SECONDS, None, ends=lambda a: bool(a.status), is_repeatable=True
+    )
+    if answers.is_unheard:
+        raise BusUnavailable(f"stream {stream} does not answer")
+    page: list[StoredMessage] = []
+    for answer in answers.received:
+        headers = parse_headers(answer.block)
+        if answer.status:
+            if answer.status.startswith("404"):
+                return page, True
+            if not answer.status.startswith("204"):
+                raise BusUnavailable(f"stream {stream} answered {answer.status}")
+            return page, headers.get("Nats-Num-Pending", "0") == "0"
+        page.append(
+            StoredMessage(
+                headers.get("Nats-Subject", ""),
+                int(headers.get("Nats-Sequence", "0")),
+                answer.payload,
+                headers,
+            )
+        )
+    raise BusUnavailable(f"stream {stream} did not finish its answer within {API_SECONDS:g} s")

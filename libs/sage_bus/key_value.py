@@ -1,0 +1,180 @@
+"""Buckets over JetStream: values with revisions, compare-and-set, expiry that is told to watchers.
+
+nats-py's key-value code is not used: its `update` drops the time to live, its `create` and `get` misread
+expired keys, and its watch takes 20 s to notice a restart and never learns what was deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from sage_bus.bus import NO_HEADERS, Entry
+from sage_bus.checks import check_target
+from sage_bus.connection import Connection
+from sage_bus.jetstream import (
+    WRONG_LAST_SEQUENCE,
+    StoredMessage,
+    ensure_stream,
+    last_message,
+    list_messages,
+    store,
+)
+from sage_bus.watch import BucketWatch
+from sage_core import BadRequest, BusUnavailable, Conflict, Overloaded
+from sage_wire import subjects
+
+__all__ = ["Bucket", "NatsKeyValue", "open_bucket"]
+
+EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+TIME_TO_LIVE: Final = "Nats-TTL"
+_OPERATION: Final = "KV-Operation"
+_MARKER: Final = "Nats-Marker-Reason"
+_DELETION_SECONDS: Final = 3600
+"""How long a deletion is remembered, so that compare-and-set and watchers see it."""
+_MARKER_SECONDS: Final = 60
+_BUCKET = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def is_deletion(headers: Mapping[str, str]) -> bool:
+    """Tell whether a stored message stands for a deleted or expired key."""
+    return headers.get(_OPERATION) in ("DEL", "PURGE") or _MARKER in headers
+
+
+class Bucket:
+    """One bucket's stream: reading, and writing under conditions. Leases use it too."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.connection = connection
+        self.name = name
+        self.stream = f"KV_{name}"
+        self.prefix = f"$KV.{name}."
+
+    def subject(self, key: str) -> bytes:
+        """Where `key` is written. Raises BusError for a key outside the subject alphabet."""
+        check_target(key)
+        return f"{self.prefix}{key}".encode("ascii")
+
+    async def read(self, key: str) -> StoredMessage | None:
+        """Return the last message of `key`, which may be a deletion."""
+        return await last_message(self.connection, self.stream, self.subject(key).decode("ascii"))
+
+    async def write(self, key: str, value: bytes, headers: Mapping[str, str] = NO_HEADERS) -> int:
+        """Write; return the revision. Raises Conflict where the expected revision in `headers` is not there."""
+        # A compare-and-set that is sent twice conflicts with itself.
+        answer = await store(
+            self.connection, self.subject(key), value, headers, is_repeatable=EXPECTED not in headers
+        )
+        if answer.error is None:
+            return answer.seq
+        if answer.error.err_code == WRONG_LAST_SEQUENCE:
+            raise Conflict(f"{self.name}/{key}: {answer.error.description}")
+        if answer.error.is_full:
+            raise Overloaded(f"bucket {self.name} is full: {answer.error.description}", retry_after=1.0)
+        raise BusUnavailable(f"bucket {self.name}: {answer.error.description}")
+
+    async def write_absent(self, key: str, value: bytes, headers: Mapping[str, str] = NO_HEADERS) -> int:
+        """Write where the key is absent, deleted or expired. Raises Conflict where it lives."""
+        try:
+            return await self.write(key, value, {**headers, EXPECTED: "0"})
+        except Conflict:
+            found = await self.read(key)
+            if found is not None and not is_deletion(found.headers):
+                raise
+            expected = found.sequence if found is not None else 0
+            return await self.write(key, value, {**headers, EXPECTED: str(expected)})
+
+    async def delete(self, key: str, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Leave a deletion in place of the value."""
+        await self.write(key, b"", {**headers, _OPERATION: "DEL", TIME_TO_LIVE: str(_DELETION_SECONDS)})
+
+    def entry(self, message: StoredMessage) -> Entry:
+        """Return a stored message as an entry; the value of a deletion is None."""
+        value = None if is_deletion(message.headers) else message.payload
+        return Entry(message.subject.removeprefix(self.prefix), value, message.sequence)
+
+    async def list_all(self) -> dict[str, Entry]:
+        """Return the last entry of every key, deletions included."""
+        stored = await list_messages(self.connection, self.stream, f"{self.prefix}>")
+        return {entry.key: entry for entry in map(self.entry, stored)}
+
+
+class NatsKeyValue:
+    """See `KeyValue`."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    async def get(self, key: str) -> Entry | None:
+        """See `KeyValue.get`."""
+        found = await self._bucket.read(key)
+        return None if found is None or is_deletion(found.headers) else self._bucket.entry(found)
+
+    async def put(self, key: str, value: bytes) -> int:
+        """See `KeyValue.put`."""
+        return await self._bucket.write(key, value)
+
+    async def create(self, key: str, value: bytes) -> int:
+        """See `KeyValue.create`."""
+        return await self._bucket.write_absent(key, value)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """See `KeyValue.update`."""
+        return await self._bucket.write(key, value, {EXPECTED: str(revision)})
+
+    async def delete(self, key: str) -> None:
+        """See `KeyValue.delete`."""
+        if await self.get(key) is not None:
+            await self._bucket.delete(key)
+
+    async def list(self) -> dict[str, Entry]:
+        """See `KeyValue.list`."""
+        entries = await self._bucket.list_all()
+        return {key: entry for key, entry in entries.items() if entry.value is not None}
+
+    def watch(self) -> BucketWatch:
+        """See `KeyValue.watch`."""
+        bucket = self._bucket
+        return BucketWatch(
+            bucket.connection,
+            stream=bucket.stream,
+            changes=subjects.bucket_changes(bucket.name),
+            list_all=bucket.list_all,
+            is_deletion=is_deletion,
+        )
+
+
+async def open_bucket(connection: Connection, name: str, ttl: float | None) -> NatsKeyValue:
+    """Open a bucket, creating it where it is absent. Raises ConfigurationError, BadRequest, BusUnavailable."""
+    return NatsKeyValue(await ensure_bucket(connection, name, ttl))
+
+
+async def ensure_bucket(connection: Connection, name: str, ttl: float | None) -> Bucket:
+    """Like `open_bucket`, for the parts of this package."""
+    if _BUCKET.fullmatch(name) is None:
+        raise BadRequest(f"bucket name is {name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
+    if ttl is not None and (not math.isfinite(ttl) or ttl < 1):
+        raise BadRequest(f"bucket time to live is {ttl:g} s; at least 1 s is needed")
+    config: dict[str, object] = {
+        "subjects": [f"$KV.{name}.>"],
+        "max_msgs_per_subject": 1,
+        "discard": "new",
+        "storage": "file",
+        "num_replicas": 1,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_msg_ttl": True,
+        # An expired key leaves a marker, so watchers are told and compare-and-set goes on from its revision.
+        "subject_delete_marker_ttl": _MARKER_SECONDS * 10**9,
+        # Every stored change is also published, with its sequence: a watch is a plain subscription that
+        # notices gaps. It needs no consumer, hence no right to create one.
+        "republish": {"src": f"$KV.{name}.>", "dest": f"{subjects.bucket_changes(name)}.>"},
+    }
+    if ttl is not None:
+        config["max_age"] = int(ttl * 1e9)
+    bucket = Bucket(connection, name)
+    await ensure_stream(connection, bucket.stream, config)
+    return bucket
