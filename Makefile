@@ -2,7 +2,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
-SETUP  := $(VENV)/.setup-dev
+SETUP  := $(VENV)/.installed-dev
 CODE   := libs services native tests loadtests docs
 
 .DEFAULT_GOAL := help

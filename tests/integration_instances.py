@@ -28,7 +28,7 @@ class Instance:
     def __enter__(self) -> Instance:
         with open(self.home / "up.log", "ab") as log:
             self.process = subprocess.Popen(
-                [SAGE, "up", "--name", self.name, "--port", "0", *self._arguments],
+                [SAGE, "up", "--name", self.name, *self._arguments],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+
+import structlog
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
+    # What the libraries below log is for actors; a command says what matters itself.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         from sage_cli.app import run
     except ModuleNotFoundError as error:

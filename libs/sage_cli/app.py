@@ -51,7 +51,7 @@ app.add_typer(config_app, name="config")
 def run(arguments: list[str]) -> int:
     """Run one command line; return its exit code. Bugs keep their traceback."""
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, prog_name="sage", standalone_mode=False)
     except CommandFailed as error:
         _say(error.message)
         return error.code
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
         text = getattr(error, "format_message", None)
         if text is None:
             raise
-        _say(f"{text()} (see `{_command_path(error)} --help`)")
+        _say(f"{text().rstrip('.')} (see `{_command_path(error)} --help`)")
         return Exit.USAGE
     return result if isinstance(result, int) else Exit.OK
 

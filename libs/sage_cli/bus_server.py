@@ -25,7 +25,9 @@ class BusServer:
         port, token = reserved.reserve_any(_HOST), secrets.token_urlsafe(24)
         self.url = f"nats://{token}@{_HOST}:{port}"
         store = paths.data / "jetstream"
-        text = render(port=port, store_dir=store, host=_HOST) + f'\nauthorization {{\n  token: "{token}"\n}}\n'
+        text = (
+            render(port=port, store_dir=store, host=_HOST) + f'\nauthorization {{\n  token: "{token}"\n}}\n'
+        )
         with open(os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
 

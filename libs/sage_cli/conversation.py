@@ -27,7 +27,12 @@ class Answer:
 
 
 async def stream_answer(
-    endpoint: ChatEndpoint, model: str, messages: list[dict[str, str]], *, max_tokens: int | None = None
+    endpoint: ChatEndpoint,
+    model: str,
+    messages: list[dict[str, str]],
+    *,
+    max_tokens: int | None = None,
+    parameters: dict[str, str] | None = None,
 ) -> Answer:
     """Write the answer to stdout as it arrives; return it. Cancelling cancels the request."""
     started = time.monotonic()
@@ -36,7 +41,7 @@ async def stream_answer(
     sources: list[SourcePart] = []
     end: AnswerEnd | None = None
     try:
-        async for part in endpoint.stream(model, messages, max_tokens=max_tokens):
+        async for part in endpoint.stream(model, messages, max_tokens=max_tokens, parameters=parameters):
             match part:
                 case AnswerText(text):
                     first = first if first is not None else time.monotonic() - started
@@ -57,15 +62,13 @@ async def stream_answer(
 
 
 def show_sources(sources: list[SourcePart]) -> None:
-    """Print each source once, best first, numbered as answers cite them."""
-    seen: dict[str, SourcePart] = {}
-    for each in sources:
-        seen.setdefault(each.source, each)
-    if seen:
+    """Print the passages an answer rests on, best first, numbered as the answer cites them."""
+    if sources:
         out.print("\nSources", style="bold")
-    for number, each in enumerate(seen.values(), 1):
+    for number, each in enumerate(sources, 1):
         title = f"  {each.title}" if each.title and each.title != each.source else ""
-        out.print(f"  {number}. {each.source}{title}  ({each.score:.3f})", markup=False)
+        part = f"  passage {each.position + 1}" if each.position else ""
+        out.print(f"  [{number}] {each.source}{title}{part}  (score {each.score:.3f})", markup=False)
 
 
 async def say_once(
@@ -112,7 +115,12 @@ async def ask_documents(
 ) -> Answer:
     """Ask a pipeline, show answer, sources and, where asked for, the stages of its trace."""
     async with ChatEndpoint(instance.gateway_url, api_key) as endpoint:
-        answer = await stream_answer(endpoint, model, [{"role": "user", "content": question}])
+        answer = await stream_answer(
+            endpoint,
+            model,
+            [{"role": "user", "content": question}],
+            parameters={"collection": collection},
+        )
     show_sources(answer.sources)
     if is_traced:
         await show_trace(instance, answer)

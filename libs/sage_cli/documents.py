@@ -136,8 +136,9 @@ def _title(text: str) -> str | None:
         if in_front_matter:
             in_front_matter = number == 0 or line != "---"
             continue
+        before = lines[number - 1] if number else ""
         follower = lines[number + 1] if number + 1 < len(lines) else ""
-        is_comment = follower == "#" or follower.startswith("# ")
+        is_comment = any(near == "#" or near.startswith("# ") for near in (before, follower))
         if line.startswith("# ") and not is_comment:
             return line[2:].strip(" #") or None
         if line.strip() and _UNDERLINE.fullmatch(follower) and not _UNDERLINE.fullmatch(line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def actor_command(kind: str) -> list[str]:
 
 
 def actor_environment(
-    environ: Mapping[str, str], *, name: str, bus_url: str, gateway_port: int, choices: Choices
+    environ: Mapping[str, str], *, name: str, bus_url: str, gateway_port: int | None, choices: Choices
 ) -> dict[str, str]:
     """Return the environment of every actor: ours, with the command line's choices laid over it.
 
@@ -74,11 +75,15 @@ def actor_environment(
     overrides: dict[str, str | None] = {
         "SAGE_INSTANCE": name,
         "SAGE_BUS__URL": bus_url,
-        "SAGE_GATEWAY__PORT": str(gateway_port),
+        "SAGE_GATEWAY__PORT": str(gateway_port) if gateway_port is not None else None,
         "SAGE_LLM_WORKER__MODEL": choices.model,
         "SAGE_LLM_WORKER__ENGINE": choices.engine,
-        "SAGE_EMBEDDING_WORKER__MODEL": choices.embedding_model,
+        "SAGE_EMBEDDING_WORKER__MODELS": _json_list(choices.embedding_model),
         "SAGE_CONFIG": str(choices.config.resolve()) if choices.config is not None else None,
         "PYTHONUNBUFFERED": "1",
     }
     return {**environ, **{key: value for key, value in overrides.items() if value is not None}}
+
+
+def _json_list(value: str | None) -> str | None:
+    return None if value is None else json.dumps([value])

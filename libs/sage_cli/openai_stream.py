@@ -64,10 +64,6 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
 
-class _SageExtension(msgspec.Struct):
-    sources: list[SourcePart] = []
-
-
 class _ErrorBody(msgspec.Struct):
     message: str = ""
 
@@ -77,7 +73,7 @@ class _Chunk(msgspec.Struct):
     model: str = ""
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    sage: _SageExtension | None = None
+    sources: list[SourcePart] = []
     error: _ErrorBody | None = None
 
 
@@ -88,11 +84,17 @@ class _ErrorReply(msgspec.Struct):
 class ChatEndpoint:
     """`POST /v1/chat/completions` of one gateway; use as an async context manager."""
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # trust_env is off: a proxy of the environment must not see what is said to a loopback gateway.
         self._client = httpx.AsyncClient(
-            base_url=base_url, headers=headers, trust_env=False, timeout=httpx.Timeout(300.0, connect=5.0)
+            base_url=base_url,
+            headers=headers,
+            transport=transport,
+            trust_env=False,
+            timeout=httpx.Timeout(300.0, connect=5.0),
         )
         self._base_url = base_url
 
@@ -105,10 +107,16 @@ class ChatEndpoint:
         await self._client.aclose()
 
     async def stream(
-        self, model: str, messages: list[dict[str, str]], *, max_tokens: int | None = None
+        self,
+        model: str,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int | None = None,
+        parameters: dict[str, str] | None = None,
     ) -> AsyncIterator[AnswerText | SourceList | AnswerEnd]:
         """Yield the answer's parts as they arrive, `AnswerEnd` last. Fails with the gateway's own message.
 
+        `parameters` are those that a pipeline declares; plain models have none.
         Closing the iterator closes the connection, which cancels the request in every phase.
         """
         body: dict[str, object] = {
@@ -119,6 +127,8 @@ class ChatEndpoint:
         }
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
+        if parameters:
+            body["parameters"] = parameters
         try:
             async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:
@@ -145,8 +155,8 @@ async def _parts(response: httpx.Response) -> AsyncIterator[AnswerText | SourceL
         if chunk.error is not None:
             fail(f"the answer broke off: {chunk.error.message}")
         model, request_id, usage = chunk.model or model, chunk.id or request_id, chunk.usage or usage
-        if chunk.sage is not None and chunk.sage.sources:
-            yield SourceList(chunk.sage.sources)
+        if chunk.sources:
+            yield SourceList(chunk.sources)
         for choice in chunk.choices:
             if choice.delta.content:
                 yield AnswerText(choice.delta.content)
@@ -157,15 +167,10 @@ async def _parts(response: httpx.Response) -> AsyncIterator[AnswerText | SourceL
         finish_reason,
         model,
         request_id,
-        _trace_id(response.headers),
+        response.headers.get("x-sage-trace-id"),
         usage.prompt_tokens,
         usage.completion_tokens,
     )
-
-
-def _trace_id(headers: httpx.Headers) -> str | None:
-    parts = headers.get("traceparent", "").split("-")
-    return parts[1] if len(parts) == 4 else None
 
 
 def _decode(data: str) -> _Chunk:

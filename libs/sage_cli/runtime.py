@@ -19,7 +19,16 @@ import msgspec
 from sage_cli.exits import Exit, fail
 from sage_core import ConfigurationError, Paths
 
-__all__ = ["Instance", "find_instance", "hold_lock", "is_running", "own_instance", "private_folder", "remove", "write"]
+__all__ = [
+    "Instance",
+    "find_instance",
+    "hold_lock",
+    "is_running",
+    "own_instance",
+    "private_folder",
+    "remove",
+    "write",
+]
 
 _FILE = "instance.json"
 _LOCK = "instance.lock"
@@ -47,20 +56,41 @@ def private_folder(folder: Path) -> Path:
         )
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ConfigurationError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
+        raise ConfigurationError(
+            f"{folder} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own"
+        )
     if found.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
 
 
 @contextlib.contextmanager
-def hold_lock(file: Path, *, wait: float = 0.0) -> Iterator[bool]:
-    """Hold an exclusive lock on `file` while inside; yields False where another process holds it after `wait`."""
+def hold_lock(file: Path, *, wait: float = 0.0, is_temporary: bool = False) -> Iterator[bool]:
+    """Hold an exclusive lock on `file` while inside; yields False where another process holds it after `wait`.
+
+    `is_temporary` removes the file at the end. Who opened it before finds that its name is gone, and opens it anew.
+    """
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        yield _lock(handle, time.monotonic() + wait)
+        is_ours = _lock(handle, time.monotonic() + wait)
+        while is_ours and not _is_named(handle, file):
+            os.close(handle)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            is_ours = _lock(handle, time.monotonic() + wait)
+        try:
+            yield is_ours
+        finally:
+            if is_ours and is_temporary:
+                file.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _is_named(handle: int, file: Path) -> bool:
+    try:
+        return os.fstat(handle).st_ino == file.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: int, deadline: float) -> bool:
@@ -125,7 +155,10 @@ def find_instance(name: str, *, wait: float = 0.0) -> Instance:
         if is_running(paths) and (found := _read(paths)) is not None:
             return found
         if time.monotonic() >= deadline:
-            fail(f"no instance {name!r} is running; start one with `sage up{_name_option(name)}`", Exit.NOT_RUNNING)
+            fail(
+                f"no instance {name!r} is running; start one with `sage up{_name_option(name)}`",
+                Exit.NOT_RUNNING,
+            )
         time.sleep(0.1)
 
 

@@ -80,7 +80,7 @@ def actor_table(rows: list[tuple[str, str, Announcement | None, str]]) -> Table:
 def _note(view: MemberView, announcement: Announcement | None) -> str:
     parts = []
     if view.num_restarts:
-        parts.append(f"restarted {view.num_restarts}×")
+        parts.append(f"restarted {view.num_restarts} times")
     if announcement is not None and announcement.health not in ("", "ok"):
         parts.append(announcement.health)
     if view.detail and view.state is not State.READY:
@@ -124,22 +124,30 @@ class PlainScreen:
         self._console = console
         self._started = time.monotonic()
         self._shown: dict[str, tuple[str, str]] = {}
+        self._is_first = True
         self._was_ready = False
         self._was_stopping = False
 
     def show(self, snapshot: Snapshot) -> None:
         """Print what changed since the last call."""
         for view in snapshot.members:
-            state = (str(view.state), view.detail if view.state is State.BACKING_OFF else "")
+            is_failing = view.state in (State.BACKING_OFF, State.STARTING)
+            state = (str(view.state), view.detail if is_failing else "")
             if view.state is not State.WAITING and self._shown.get(view.name) != state:
                 self._shown[view.name] = state
                 announcement = snapshot.announcements.get(view.name)
                 serves = model_names(announcement) if announcement and view.state is State.READY else ""
-                self.say(" ".join(part for part in (view.name, *state, serves and f"({serves})") if part))
+                note = state[1] or serves
+                self.say(f"{view.name} {state[0]}{f' ({note})' if note else ''}")
         if snapshot.is_stopping and not self._was_stopping:
             self.say("draining; Ctrl-C again to stop at once")
         if snapshot.is_ready and not self._was_ready:
-            self.say(f"ready: {snapshot.gateway_url}/v1 (logs: {snapshot.logs})")
+            self.say(
+                f"ready: {snapshot.gateway_url}/v1 (logs: {snapshot.logs})"
+                if self._is_first
+                else "ready again"
+            )
+            self._is_first = False
         self._was_ready, self._was_stopping = snapshot.is_ready, snapshot.is_stopping
 
     def say(self, line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TypeVar
 
 from sage_bus import Bus, Received
@@ -19,33 +20,48 @@ _ANSWER_TIME = 1.0
 _LATE_SPANS_TIME = 0.3
 """Actors end their own spans of a request just after its last token has left."""
 
+_UNKNOWN = "unknown"
+"""The decision in the receipt of a scheduler that has none."""
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
 M = TypeVar("M", bound=Message)
 
 
-async def find_spans(instance: Instance, trace_id: str) -> list[Span]:
-    """Return the recent spans of a trace, each once; empty where no actor remembers it."""
+async def find_spans(instance: Instance, name: str) -> list[Span]:
+    """Return the recent spans of the trace that `name` is, or that the request `name` belongs to, each once.
+
+    Empty where no actor remembers it.
+    """
     async with open_bus(instance) as bus:
         await asyncio.sleep(_LATE_SPANS_TIME)
+        trace_ids = {name}
+        if _TRACE_ID.fullmatch(name) is None:
+            named = await _ask_all(bus, instance, FindSpans(trace_id="", request_id=name))
+            trace_ids = {span.trace_id for span in named}
         found: dict[str, Span] = {}
-        replies = await _gather(
-            bus, subjects.every("find_spans"), FindSpans(trace_id=trace_id), FoundSpans, len(instance.kinds)
-        )
-        for reply in replies:
-            found.update((span.span_id, span) for span in reply.spans)
+        for trace_id in sorted(trace_ids):
+            spans = await _ask_all(bus, instance, FindSpans(trace_id=trace_id))
+            found.update((span.span_id, span) for span in spans)
         return list(found.values())
+
+
+async def _ask_all(bus: Bus, instance: Instance, message: FindSpans) -> list[Span]:
+    replies = await _gather(bus, subjects.every("find_spans"), message, FoundSpans, len(instance.kinds))
+    return [span for reply in replies for span in reply.spans]
 
 
 async def find_receipts(instance: Instance, request_id: str) -> list[Receipt]:
     """Return what each scheduler remembers of a request."""
     async with open_bus(instance) as bus:
         num_schedulers = max(1, instance.kinds.count("scheduler"))
-        return await _gather(bus, subjects.RECEIPTS_FIND, FindReceipt(request_id=request_id), Receipt, num_schedulers)
+        found = await _gather(
+            bus, subjects.RECEIPTS_FIND, FindReceipt(request_id=request_id), Receipt, num_schedulers
+        )
+        return [receipt for receipt in found if receipt.decision != _UNKNOWN]
 
 
 async def _gather(bus: Bus, subject: str, message: Message, kind: type[M], max_replies: int) -> list[M]:
-    replies = await bus.request_many(
-        subject, encode(message), timeout=_ANSWER_TIME, max_replies=max_replies
-    )
+    replies = await bus.request_many(subject, encode(message), timeout=_ANSWER_TIME, max_replies=max_replies)
     return [found for reply in replies if (found := _decoded(reply, kind)) is not None]
 
 

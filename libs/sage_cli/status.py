@@ -18,7 +18,7 @@ from sage_cli.screens import model_names
 from sage_core import SystemClock
 from sage_wire.messages import Announcement, ServedModel
 
-__all__ = ["ActorReport", "age_text", "Observed", "StatusReport", "observe", "report", "status_table"]
+__all__ = ["ActorReport", "Observed", "StatusReport", "age_text", "observe", "report", "status_table"]
 
 _HEARING_TIME = 1.5
 """Who runs answers a Discover at once; longer than one announcement interval catches everybody else."""
@@ -127,29 +127,36 @@ def report(instance: Instance, found: Observed) -> StatusReport:
 
 def status_table(instance: Instance, found: Observed) -> Group:
     """Return the terminal face of `found`."""
+    actors = _sorted(found)
+    hosts = {(actor.version, actor.host) for actor in actors}
+    has_ids = any(actor.actor_id != actor.kind for actor in actors)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("kind", "id", "state", "health", "serves"):
-        table.add_column(title, overflow="fold")
+    # On one machine with one actor of each kind, ids, versions and hosts say nothing line by line.
+    for title in ("kind", *(["id"] if has_ids else []), "state", "health"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("serves", overflow="fold")
     for title in ("in flight", "queued", "age"):
-        table.add_column(title, justify="right")
-    table.add_column("version")
-    table.add_column("host")
-    for actor in _sorted(found):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("version", "host") if len(hosts) > 1 else ():
+        table.add_column(title, no_wrap=True)
+    for actor in actors:
         limit = f"/{actor.max_in_flight}" if actor.max_in_flight else ""
         table.add_row(
             actor.kind,
-            actor.actor_id,
+            *([actor.actor_id] if has_ids else []),
             Text(actor.state, style="green" if actor.state == "ready" else "yellow"),
             Text(actor.health, style="" if actor.health == "ok" else "red"),
             model_names(actor),
             f"{actor.num_in_flight}{limit}",
             str(actor.num_queued),
             age_text(actor.started_s_ago),
-            actor.version,
-            actor.host,
+            *((actor.version, actor.host) if len(hosts) > 1 else ()),
         )
     missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
     head = Text.assemble(("SAGE ", "bold"), instance.name, "  ", (f"{instance.gateway_url}/v1", "green"))
+    if len(hosts) == 1:
+        version, host = next(iter(hosts))
+        head.append(f"  version {version} on {host}", style="dim")
     foot = Text(f"not ready: {', '.join(missing)}", style="red") if missing else Text("ready", style="green")
     return Group(head, table, foot)
 
@@ -157,7 +164,11 @@ def status_table(instance: Instance, found: Observed) -> Group:
 def age_text(seconds: float) -> str:
     """Return an age in its two largest units: `42s`, `3m 5s`, `2h 10m`, `4d 3h`."""
     whole = int(seconds)
-    for size, name, next_size, next_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+    for size, name, next_size, next_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
         if whole >= size:
             return f"{whole // size}{name} {whole % size // next_size}{next_name}"
     return f"{whole}s"

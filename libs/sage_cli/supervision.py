@@ -64,7 +64,7 @@ class Limits:
 
     first_delay: float = 0.5
     max_delay: float = 10.0
-    stable_after: float = 30.0
+    stable_after: float = 10.0
     max_failed_starts: int = 4
     stop_timeout: float = 25.0
     silent_timeout: float = 30.0

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sage_cli.log_files import LogFile
 from sage_cli.supervision import (
-    Command,
     Event,
     Exited,
     Finish,
@@ -53,7 +52,7 @@ class Outcome:
 class Supervisor:
     """Runs one `Supervision` to its end. `launch(name)` is called before every start of a process.
 
-    `on_change(event, commands)` is called after every event, from the event loop; it must not block. Run in the
+    `on_change()` is called after every event, from the event loop; it must not block. Run in the
     main thread: signals arrive there, and the kernel ties the children to the thread that started them.
     """
 
@@ -62,7 +61,7 @@ class Supervisor:
         supervision: Supervision,
         launch: Callable[[str], Launch],
         logs: Path,
-        on_change: Callable[[Event | None, list[Command]], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.supervision = supervision
         self._launch = launch
@@ -124,10 +123,9 @@ class Supervisor:
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> Outcome:
         loop = asyncio.get_running_loop()
-        event: Event | None = None
         commands = self.supervision.start(loop.time())
         while True:
-            self._on_change(event, commands)
+            self._on_change()
             for command in commands:
                 match command:
                     case Spawn(name):

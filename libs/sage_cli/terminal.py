@@ -10,8 +10,17 @@ from rich.console import Console
 
 __all__ = ["err", "out", "print_json"]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_PIPED_WIDTH = 160
+
+
+def _console(*, is_stderr: bool) -> Console:
+    console = Console(stderr=is_stderr, highlight=False)
+    # Without a terminal there is no width to respect, and a folded table is hard to search.
+    return console if console.is_terminal else Console(stderr=is_stderr, highlight=False, width=_PIPED_WIDTH)
+
+
+out = _console(is_stderr=False)
+err = _console(is_stderr=True)
 
 
 def print_json(value: Any) -> None:

@@ -117,7 +117,7 @@ def trace_table(spans: list[Span]) -> Table:
         table.add_column(title, justify="right")
     table.add_column("share")
     for stage in stages:
-        name = "  " * stage.depth + stage.name + (f" ×{stage.count}" if stage.count > 1 else "")
+        name = "  " * stage.depth + stage.name + (f" x{stage.count}" if stage.count > 1 else "")
         table.add_row(
             name,
             stage.service,
@@ -131,4 +131,4 @@ def trace_table(spans: list[Span]) -> Table:
 
 
 def _bar(share: float) -> str:
-    return "█" * max(1, round(min(1.0, share) * 20)) if share > 0 else ""
+    return "█" * round(min(1.0, share) * 20)

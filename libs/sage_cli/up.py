@@ -7,10 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from sage_actor import Roster, RosterChange
+from sage_actor import ChangeKind, Roster, RosterChange
 from sage_bus import BusEvent, connect
 from sage_cli.bus_server import BusServer
 from sage_cli.exits import Exit, fail
@@ -19,10 +17,9 @@ from sage_cli.ports import PortReservations
 from sage_cli.runtime import Instance, own_instance, private_folder, write
 from sage_cli.screens import Screen, Snapshot
 from sage_cli.settings_check import gateway_address, load_all
-from sage_cli.supervision import Command, Event, Ready, Silent, Supervision
+from sage_cli.supervision import Ready, Silent, Supervision
 from sage_cli.supervisor import Launch, Outcome, Supervisor
 from sage_core import BusSettings, Paths, SystemClock
-from sage_core.ports import GATEWAY_PORT
 from sage_wire.messages import Announcement
 
 __all__ = ["WhenReady", "run_instance"]
@@ -49,16 +46,21 @@ def run_instance(
     if choices.config is not None and not choices.config.exists():
         fail(f"settings file {choices.config} does not exist", Exit.USAGE)
     trial = actor_environment(
-        environ, name=name, bus_url=BusSettings().url, gateway_port=choices.port or GATEWAY_PORT, choices=choices
+        environ, name=name, bus_url=BusSettings().url, gateway_port=choices.port, choices=choices
     )
     host, port, is_chosen = gateway_address(
         load_all(trial, kinds), is_chosen=choices.port is not None or "SAGE_GATEWAY__PORT" in environ
     )
     with own_instance(name, paths), PortReservations(private_folder(paths.runtime.parent)) as reserved:
         paths.create()
-        if not reserved.reserve(port, host):
+        if port == 0:
+            port = reserved.reserve_any(host)
+        elif not reserved.reserve(port, host):
             if is_chosen:
-                fail(f"port {port} is in use; choose another with `--port`, or none and get a free one", Exit.USAGE)
+                fail(
+                    f"port {port} is in use; choose another with `--port`, or none and get a free one",
+                    Exit.USAGE,
+                )
             taken, port = port, reserved.reserve_any(host)
             print(f"port {taken} is in use; the gateway listens on {port}", file=sys.stderr, flush=True)
         bus = BusServer(paths, reserved)
@@ -85,20 +87,26 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 
 
-@dataclass(slots=True)
 class _Running:
     """The glue of one life: supervisor, roster and screen tell each other what happened."""
 
-    instance: Instance
-    paths: Paths
-    bus: BusServer
-    environment: Mapping[str, str]
-    screen: Screen
-    when_ready: WhenReady | None
-
-    def __post_init__(self) -> None:
-        self.supervision = Supervision(members(tuple(self.instance.kinds)))
-        self.supervisor = Supervisor(self.supervision, self._launch, self.paths.logs, self._changed)
+    def __init__(
+        self,
+        instance: Instance,
+        paths: Paths,
+        bus: BusServer,
+        environment: Mapping[str, str],
+        screen: Screen,
+        when_ready: WhenReady | None,
+    ) -> None:
+        self.instance = instance
+        self.paths = paths
+        self.bus = bus
+        self.environment = environment
+        self.screen = screen
+        self.when_ready = when_ready
+        self.supervision = Supervision(members(tuple(instance.kinds)))
+        self.supervisor = Supervisor(self.supervision, self._launch, paths.logs, self._changed)
         self.announcements: dict[str, Announcement] = {}
         self.all_ready = asyncio.Event()
 
@@ -114,7 +122,7 @@ class _Running:
             return Launch(self.bus.command(), {"PATH": os.environ.get("PATH", "")})
         return Launch(actor_command(name), self.environment)
 
-    def _changed(self, event: Event | None, commands: list[Command]) -> None:
+    def _changed(self) -> None:
         if self.supervision.is_ready:
             self.all_ready.set()
         self.screen.show(self._snapshot())
@@ -155,7 +163,7 @@ class _Running:
         # What an earlier life said before it was killed may arrive after the next one was started.
         if found.pid != self.supervisor.pid(found.actor_id):
             return
-        if change.kind == "down":
+        if change.kind is ChangeKind.DOWN:
             self.announcements.pop(found.actor_id, None)
             self.supervisor.post(Silent(found.actor_id))
             return
@@ -164,5 +172,3 @@ class _Running:
             self.supervisor.post(Ready(found.actor_id))
         else:
             self.screen.show(self._snapshot())
-
-

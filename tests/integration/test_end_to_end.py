@@ -186,7 +186,7 @@ def test_one_trace_holds_every_hop_of_a_pipeline_request(instance: Instance) -> 
     )
     assert response.status_code == 200
     spans = instance.json("trace", trace_id)["spans"]
-    services = {span["service"] for span in spans}
+    services = {span["service"].removeprefix("sage-") for span in spans}
     assert {
         "gateway",
         "scheduler",
@@ -197,7 +197,7 @@ def test_one_trace_holds_every_hop_of_a_pipeline_request(instance: Instance) -> 
     } <= services
     by_id = {span["span_id"]: span for span in spans}
     roots = [span for span in spans if span["parent_id"] not in by_id]
-    assert [span["service"] for span in roots] == ["gateway"], "every span hangs under the gateway's"
+    assert [span["service"] for span in roots] == ["sage-gateway"], "every span hangs under the gateway's"
 
 
 def test_metrics_count_requests(instance: Instance) -> None:

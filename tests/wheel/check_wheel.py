@@ -61,8 +61,6 @@ def answers() -> bool:
                 "up",
                 "--name",
                 "wheel",
-                "--port",
-                "0",
                 "--engine",
                 "emulated",
                 "--without",

@@ -17,12 +17,17 @@ __all__ = ["explain", "plan", "trace"]
 
 def trace(
     trace_id: Annotated[
-        str, typer.Argument(metavar="TRACE_ID|REQUEST_ID", help="From the `traceparent` or `x-request-id` header.")
+        str,
+        typer.Argument(
+            metavar="TRACE_ID|REQUEST_ID", help="From the `traceparent` or `x-request-id` header."
+        ),
     ],
     name: Name = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Show where the time of a recent request went, stage by stage, from every actor it met.
+    """Show where the time of a request went.
+
+    Stage by stage, from every actor that a recent request met.
 
     Example:  sage trace 4bf92f3577b34da6a3ce929d0e0e4736
     """
@@ -34,7 +39,14 @@ def trace(
     if not spans:
         fail(f"no actor remembers spans of {trace_id!r}; only recent, sampled requests are kept")
     if as_json:
-        print_json({"trace_id": spans[0].trace_id, "total_ms": total_ms(spans), "stages": lay_out(spans), "spans": spans})
+        print_json(
+            {
+                "trace_id": spans[0].trace_id,
+                "total_ms": total_ms(spans),
+                "stages": lay_out(spans),
+                "spans": spans,
+            }
+        )
     else:
         out.print(f"trace {spans[0].trace_id}: {total_ms(spans):.1f} ms, {len(spans)} spans")
         out.print(trace_table(spans))
@@ -45,7 +57,9 @@ def explain(
     name: Name = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Show why the scheduler did what it did with a request: queue time, candidates, scores, the reason.
+    """Show why a request was placed as it was.
+
+    Queue time, candidates, scores and the reason, from the scheduler's receipt.
 
     Example:  sage explain chatcmpl-0123456789abcdef
     """
@@ -68,7 +82,9 @@ def plan(
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
 ) -> None:
-    """Compile a pipeline file and show what would run where. Exits with 2 and the line for a file with a mistake.
+    """Compile a pipeline file, show what runs where.
+
+    Exits with 2 and the line for a file with a mistake.
 
     Example:  sage plan my-pipeline.yaml --mermaid
     """
@@ -78,6 +94,6 @@ def plan(
         fail(f"{file} does not exist; expected a pipeline file (YAML)", Exit.USAGE)
     found = plan_of(file)
     if as_json:
-        print_json(found.as_json())
+        print(found.to_json())
     else:
-        print(found.mermaid() if mermaid else found.text())
+        print(found.to_mermaid() if mermaid else found.to_text())

@@ -32,14 +32,18 @@ def up(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port of the gateway.", show_default="8080, or a free one"),
+        typer.Option(
+            min=0, max=65535, help="Port of the gateway; 0: a free one.", show_default="8080, or a free one"
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Actor not to start; may be repeated.")
     ] = None,
 ) -> None:
-    """Start SAGE here: nats-server and six actors, watched and restarted, until Ctrl-C.
+    """Start SAGE on this machine until Ctrl-C.
+
+    Runs nats-server and six actors, restarts what dies, and leaves nothing running.
 
     Exits with 0 after a stop that was asked for, 2 for wrong settings, 1 where an actor cannot be started.
 
@@ -59,9 +63,9 @@ def stop(
     name: Name = "default",
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the drain.")] = 60.0,
 ) -> None:
-    """Stop a running instance: it drains, then every process of it ends.
+    """Stop a running instance.
 
-    Exits with 3 where none runs, 4 where it has not ended in time.
+    It drains, then every process of it ends. Exits with 3 where none runs, 4 where it has not ended in time.
 
     Example:  sage stop --name experiment
     """
@@ -89,7 +93,7 @@ def status(
         typer.Option(metavar="SECONDS", min=0, help="Wait until every actor is ready, at most this long."),
     ] = None,
 ) -> None:
-    """Show the actors of a running instance: state, health, what they serve, load, age, version, host.
+    """Show the actors of a running instance.
 
     Exits with 3 where nothing runs, 4 where it is not ready in time.
 
@@ -107,18 +111,25 @@ def status(
         out.print(status_table(instance, found))
     missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
     if wait_ready is not None and missing:
-        fail(f"not ready after {wait_ready:g} s: {', '.join(missing)}; see `sage logs {missing[0]}`", Exit.NOT_READY)
+        fail(
+            f"not ready after {wait_ready:g} s: {', '.join(missing)}; see `sage logs {missing[0]}`",
+            Exit.NOT_READY,
+        )
 
 
 def logs(
     actor: Annotated[
         str | None, typer.Argument(help="One actor, e.g. gateway or nats-server.", show_default="all")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines arrive, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each actor to begin with.")] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as lines arrive, until Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="Lines of each actor to begin with.")
+    ] = 50,
     name: Name = "default",
 ) -> None:
-    """Show the log of one actor, or of all, kept across restarts.
+    """Show the log of one actor, or of all.
 
     Example:  sage logs llm-worker -f
     """
@@ -146,7 +157,7 @@ def _print_log_line(actor: str, line: str, width: int) -> None:
 
 
 def version(as_json: AsJson = False) -> None:
-    """Show the versions of SAGE, Python and what matters beside them.
+    """Show the versions of SAGE and its engines.
 
     Example:  sage version --json
     """

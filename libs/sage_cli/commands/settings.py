@@ -15,7 +15,9 @@ from sage_cli.terminal import err, print_json
 
 __all__ = ["check", "show"]
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).", show_default="$SAGE_CONFIG")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="Settings file (TOML).", show_default="$SAGE_CONFIG")
+]
 
 
 def show(config: ConfigFile = None, as_json: AsJson = False) -> None:
@@ -39,7 +41,7 @@ def show(config: ConfigFile = None, as_json: AsJson = False) -> None:
 def check(config: ConfigFile = None) -> None:
     """Check the settings of all services; exits with 2 and one line per mistake that names key, value and file.
 
-    Example:  sage config check --config sage.toml
+    Example:  sage config check sage.toml
     """
     from sage_cli.settings_check import load_all
 

@@ -15,19 +15,24 @@ from sage_cli.terminal import err, out, print_json
 
 __all__ = ["ask", "chat", "index"]
 
-ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key, where the gateway asks for one.")]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key, where the gateway asks for one.")
+]
 
 
 def chat(
-    prompt: Annotated[str | None, typer.Argument(help="What to say; without it a conversation opens.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say; without it a conversation opens.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Model or pipeline, as /v1/models lists them.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     name: Name = "default",
     api_key: ApiKey = None,
 ) -> None:
-    """Talk to a model through the gateway's OpenAI endpoint; the answer streams. Ctrl-C cancels the current answer.
+    """Talk to a model; the answer streams.
 
-    `-` as the prompt reads it from standard input.
+    Goes through the gateway's OpenAI endpoint. Ctrl-C cancels the current answer; `-` as the prompt reads it from
+    standard input.
 
     Example:  sage chat "Which actors does SAGE have?" --model pipeline/rag-docs
     """
@@ -51,10 +56,10 @@ def index(
     name: Name = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Index text, Markdown, reStructuredText and HTML (plain or .gz) as durable jobs.
+    """Index folders and files of documents.
 
-    Run again at any time: unchanged documents are left alone, changed ones replace their passages, and an
-    interrupted run goes on where it was.
+    Takes text, Markdown, reStructuredText and HTML, plain or .gz, as durable jobs. Run it again at any time:
+    unchanged documents are left alone, changed ones replace their passages, an interrupted run goes on where it was.
 
     Example:  sage index /usr/share/doc --collection debian
     """
@@ -72,7 +77,13 @@ def index(
     instance = find_instance(name)
     summary = asyncio.run(
         run_index(
-            instance, places, collection=collection, pipeline=pipeline, max_bytes=limit, is_forced=force, console=err
+            instance,
+            places,
+            collection=collection,
+            pipeline=pipeline,
+            max_bytes=limit,
+            is_forced=force,
+            console=err,
         )
     )
     if as_json:
@@ -91,7 +102,7 @@ def ask(
     name: Name = "default",
     api_key: ApiKey = None,
 ) -> None:
-    """Ask the indexed documents; the answer streams, then its sources follow.
+    """Ask the indexed documents, with sources.
 
     Example:  sage ask "How does SAGE notice a dead worker?" --trace
     """

@@ -17,6 +17,7 @@ __all__ = ["Passage", "Reading", "Sentence", "read_messages", "split_sentences"]
 
 _CONTEXT = re.compile(r"^[ \t]*<context>[ \t]*\n(.*?)^[ \t]*</context>[ \t]*$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"\[(\d{1,4})\][ \t]*(.*)")
+_MARKDOWN_HEADING = re.compile(r"#{1,6}[ \t]+\S")
 _BLANK = re.compile(r"\n[ \t]*\n")
 _BULLET = re.compile(r"[-*•‣+][ \t]+|\d{1,3}[.)][ \t]+")
 _END = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[\"'“‘(\[<]*[^\W_a-z])|[。！？]")  # noqa: RUF001 - quotation marks and full stops of several scripts
@@ -130,16 +131,22 @@ def _separate_question(message: str) -> tuple[str, list[Passage]]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Join wrapped lines; break at blank lines, at bullets, and after short lines that end nothing."""
+    """Join wrapped lines; break at blank lines, at bullets, and after short lines that end nothing.
+
+    Markdown headings are left out: they say what a text is about, and nothing that could be quoted.
+    """
     paragraphs: list[str] = []
     current: list[str] = []
     for line in text.splitlines():
         stripped = line.strip()
         bullet = _BULLET.match(stripped)
+        is_markdown_heading = _MARKDOWN_HEADING.match(stripped) is not None
         is_heading = bool(current) and len(current[-1]) < 40 and stripped[:1].isupper()
-        if current and (not stripped or bullet or is_heading):
+        if current and (not stripped or bullet or is_heading or is_markdown_heading):
             paragraphs.append(" ".join(current))
             current = []
+        if is_markdown_heading:
+            continue
         if bullet:
             stripped = stripped[bullet.end() :]
         if stripped:

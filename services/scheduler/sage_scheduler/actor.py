@@ -16,6 +16,7 @@ from sage_actor import (
     current_call,
     handles,
 )
+from sage_bus import BusEvent
 from sage_core import NotFound, SageError, Unavailable
 from sage_policy.least_outstanding import RECONCILE_AFTER
 from sage_scheduler.desk import ArmTimer, Outgoing, SchedulingDesk, SendCancel, SendDispatch, SendFailure
@@ -37,6 +38,9 @@ from sage_wire.messages import (
 
 __all__ = ["SchedulerActor"]
 
+RECONCILE_INTERVAL = 1.0
+"""Seconds between two comparisons of what was dispatched with what workers list."""
+
 
 class SchedulerActor(Actor):
     """Serves every pool. Its state is soft: a fresh one learns it from the workers' announcements."""
@@ -49,9 +53,11 @@ class SchedulerActor(Actor):
         self._roster = Roster(context.control, context.clock)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._knows_pools_at = 0.0
+        self._reconnected_at = self.context.clock.now()
 
     async def on_start(self) -> None:
         """Learn who serves what before the first submit is read."""
+        self.context.control.on_event(self._on_bus_event)
         self._roster.subscribe(self._on_roster)
         await self._roster.start()
         self._knows_pools_at = self.context.clock.now() + self.context.settings.announce_interval
@@ -123,10 +129,18 @@ class SchedulerActor(Actor):
     async def _reconcile(self) -> None:
         """Compare what was dispatched with what workers list; nothing else tells of a dispatch that was lost."""
         while True:
-            await asyncio.sleep(RECONCILE_AFTER)
+            await asyncio.sleep(RECONCILE_INTERVAL)
+            now = self.context.clock.now()
+            if not self.context.control.is_connected or now - self._reconnected_at < RECONCILE_AFTER:
+                # What workers said before the gap says nothing of what was dispatched to them since.
+                continue
             for announcement in list(self._roster.actors.values()):
                 if _takes_work(announcement):
-                    self._send(self._desk.worker_up(announcement, self.context.clock.now()))
+                    self._send(self._desk.worker_up(announcement, now))
+
+    def _on_bus_event(self, event: BusEvent, _detail: str) -> None:
+        if event is BusEvent.RECONNECTED:
+            self._reconnected_at = self.context.clock.now()
 
     # -- out ----------------------------------------------------------------------------------------------
 

@@ -174,6 +174,18 @@ async def test_a_pipeline_is_a_model_and_names_its_sources_and_stage_times() -> 
     )
 
 
+async def test_parameters_reach_the_pipeline_and_are_refused_for_a_plain_model() -> None:
+    gateway = Gateway()
+    gateway.port.answer_with(*PIPELINE_EVENTS)
+    await gateway.post(CHAT, chat(model="pipeline/rag-docs", parameters={"collection": "notes"}))
+    (stream,) = gateway.port.streams
+    assert isinstance(stream.work, RunPipeline)
+    assert stream.work.parameters == {"collection": "notes"}
+    refused = await gateway.post(CHAT, chat(parameters={"collection": "notes"}))
+    assert refused.status == 400
+    assert refused.json["error"]["param"] == "parameters"
+
+
 async def test_a_streamed_pipeline_sends_sources_as_they_come_and_stage_times_at_the_end() -> None:
     gateway = Gateway()
     gateway.port.answer_with(*PIPELINE_EVENTS)

@@ -94,6 +94,10 @@ def test_sentences_survive_abbreviations_wrapped_lines_and_lists():
 
 def test_sentences_without_letters_are_left_out_and_endless_ones_cut():
     assert split_sentences("-----\n***\n") == []
+    assert split_sentences("# A heading\nIt says something.\n### Another ###\nC# is a language.") == [
+        "It says something.",
+        "C# is a language.",
+    ]
     (sentence,) = split_sentences("word " * 400)
     assert len(sentence) <= 502
     assert sentence.endswith("…")

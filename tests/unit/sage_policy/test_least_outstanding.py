@@ -127,6 +127,25 @@ def test_a_dispatch_that_its_instance_no_longer_lists_frees_the_slot_after_the_g
     assert dispatches(policy.handle(up("a"), 4.0)) == [("next/0", "a")]
 
 
+def test_a_dispatch_that_never_arrived_is_reported_lost_so_that_its_consumer_tries_again() -> None:
+    policy = LeastOutstanding()
+    policy.handle(up("a"), 0.0)
+    policy.handle(submitted("r/0"), 0.0)
+    assert sheds(policy.handle(up("a"), 2.0)) == []
+    assert sheds(policy.handle(up("a"), 4.0)) == [("r/0", "worker_lost")]
+    assert policy.handle(up("a"), 8.0) == [], "it is gone only once"
+
+
+def test_a_request_that_has_just_ended_is_not_lost_while_its_report_is_behind_the_announcement() -> None:
+    policy = LeastOutstanding()
+    policy.handle(up("a"), 0.0)
+    policy.handle(submitted("r/0"), 0.0)
+    policy.handle(up("a", 1, ("r/0",)), 9.9)
+    assert policy.handle(up("a"), 10.0) == []
+    assert policy.handle(Finished("r/0"), 10.1) == []
+    assert policy.handle(up("a"), 15.0) == []
+
+
 def test_a_repeated_submit_changes_nothing() -> None:
     policy = LeastOutstanding()
     policy.handle(up("a", 4), 0.0)
@@ -167,10 +186,6 @@ def test_every_request_leaves_exactly_once_and_limits_hold(
                 running.pop(key, None)
             case InstanceUp(instance):
                 limits[instance.instance_id] = instance.max_in_flight
-                # A dispatch of over three seconds ago that is not listed counts as gone; the model follows.
-                running = {
-                    k: i for k, i in running.items() if i != instance.instance_id or k in policy._placed
-                }
             case InstanceDown(instance_id):
                 limits.pop(instance_id, None)
         for command in commands:

@@ -145,6 +145,15 @@ def test_the_ring_keeps_the_newest_spans_only(configured: Any) -> None:
     assert telemetry.recent.find("f" * 32) == telemetry.recent.find("no hex") == []
 
 
+def test_spans_are_found_by_the_request_they_name(configured: Any) -> None:
+    telemetry = configured()
+    for request_id in ("chat-1", "chat-12"):
+        attributes = {semconv.REQUEST_ID: request_id}
+        record_span(request_id, parent=SAMPLED, start_ns=1, end_ns=2, attributes=attributes)
+    assert [span.name for span in telemetry.recent.find_request("chat-1")] == ["chat-1"]
+    assert telemetry.recent.find_request("chat") == telemetry.recent.find_request("") == []
+
+
 def test_an_unsampled_span_costs_less_than_a_tenth_of_a_sampled_one(configured: Any) -> None:
     configured()
 

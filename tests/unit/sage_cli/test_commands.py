@@ -1,0 +1,259 @@
+"""Exit codes, one-line errors, help, settings, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sage_cli import child
+from sage_cli.app import run
+from sage_cli.documents import FoundDocument
+from sage_cli.indexing import batches
+from sage_cli.members import BUS, KINDS, Choices, actor_environment, kinds_without, members
+from sage_cli.receipts import receipt_text
+from sage_cli.screens import PlainScreen, Snapshot
+from sage_cli.settings_check import gateway_address, load_all, shown
+from sage_cli.status import age_text
+from sage_cli.supervision import MemberView, State
+from sage_core import ConfigurationError
+from sage_wire.messages import Announcement, Document, Receipt, ReceiptCandidate, ServedModel
+
+COMMANDS = (
+    "up", "status", "chat", "index", "ask", "demo", "trace", "explain", "plan", "logs", "stop", "version",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CONFIG_HOME", "DATA_HOME", "STATE_HOME", "CACHE_HOME", "RUNTIME_DIR"):
+        monkeypatch.setenv(f"XDG_{variable}", str(tmp_path / variable))
+    monkeypatch.delenv("SAGE_CONFIG", raising=False)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS), ("config", "show"), ("config", "check")]
+)
+def test_every_command_explains_itself_with_an_example(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: {' '.join(('sage', *command))}" in text
+    assert ("Example:" if command else "First steps:") in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["up", "--nonsense"], "--nonsense"),
+        (["nonsense"], "nonsense"),
+        (["ask"], "question"),
+        (["status", "--name", "Not Valid"], "Not Valid"),
+        (["up", "--without", "nobody"], "nobody"),
+        (["up", "--config", "/no/such/file"], "/no/such/file"),
+        (["config", "check", "/no/such/file"], "/no/such/file"),
+        (["plan", "/no/such/file"], "/no/such/file"),
+        (["index", "/no/such/folder"], "/no/such/folder"),
+        (["demo", "/no/such/folder"], "/no/such/folder"),
+        (["index", "/", "--max-bytes", "2 apples"], "apples"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert found in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["stop"], ["chat", "hi"], ["ask", "hi"], ["trace", "0" * 32], ["logs"]]
+)
+def test_nothing_running_is_one_line_and_status_3(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 3
+    assert "default" in one_line(capsys)
+
+
+def test_a_pipeline_mistake_names_file_line_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nnodes:\n  - type: chatt\n")
+    assert run(["plan", str(file)]) == 2
+    assert f"{file}:3:" in one_line(capsys)
+
+
+def test_a_plan_is_shown_as_text_mermaid_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nnodes:\n  - type: chat\n  - type: llm\n    model: some-model\n")
+    for option, expected in ((), "pipeline/mine"), (("--mermaid",), "flowchart"):
+        assert run(["plan", str(file), *option]) == 0
+        assert expected in capsys.readouterr().out
+    assert run(["plan", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pipeline"] == "mine"
+
+
+def test_settings_mistakes_are_named_once_with_their_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sage.toml"
+    file.write_text("[telemetry]\nlog_level = 'loud'\n")
+    assert run(["config", "check", str(file)]) == 2
+    assert "telemetry.log_level = 'loud'" in (line := one_line(capsys))
+    assert str(file) in line
+    file.write_text("[gateway]\nport = 9000\n")
+    assert run(["config", "check", str(file)]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("SAGE_GATEWAY__PORT", "9001")
+    assert run(["config", "show", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gateway"]["port"] == 9001
+
+
+def test_version_names_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version", "--json"]) == 0
+    assert {"python", "sage-serve", "nats-py"} <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_choices_reach_the_actors_over_the_callers_environment() -> None:
+    choices = Choices(model="m", engine="emulated", embedding_model="e", config=Path("sage.toml"))
+    found = actor_environment(
+        {"SAGE_GATEWAY__PORT": "1", "KEPT": "yes"},
+        name="one",
+        bus_url="nats://t@h:1",
+        gateway_port=2,
+        choices=choices,
+    )
+    assert found["SAGE_INSTANCE"] == "one"
+    assert found["SAGE_BUS__URL"] == "nats://t@h:1"
+    assert found["SAGE_GATEWAY__PORT"] == "2"
+    assert (found["SAGE_LLM_WORKER__MODEL"], found["SAGE_LLM_WORKER__ENGINE"]) == ("m", "emulated")
+    assert json.loads(found["SAGE_EMBEDDING_WORKER__MODELS"]) == ["e"]
+    assert Path(found["SAGE_CONFIG"]).is_absolute()
+    assert found["KEPT"] == "yes"
+    assert load_all(found | {"SAGE_CONFIG": ""}).keys() == set(KINDS)
+
+
+def test_a_port_from_anywhere_but_the_default_counts_as_chosen() -> None:
+    assert gateway_address(load_all({}), is_chosen=False) == ("127.0.0.1", 8080, False)
+    assert gateway_address(load_all({"SAGE_GATEWAY__PORT": "9000"}), is_chosen=False)[1:] == (9000, True)
+    assert gateway_address({}, is_chosen=False)[1:] == (8080, False)
+
+
+def test_every_table_of_the_settings_is_shown() -> None:
+    tables = shown(load_all({}))
+    assert {"actor", "bus", "gateway", "llm_worker", "planner", "telemetry"} <= tables.keys()
+    json.dumps(tables)
+
+
+def test_the_bus_starts_first_and_stops_last() -> None:
+    every = members(KINDS)
+    bus = next(member for member in every if member.name == BUS)
+    assert all(bus.start_stage < other.start_stage for other in every if other is not bus)
+    assert all(bus.stop_stage > other.stop_stage for other in every if other is not bus)
+    assert min(every, key=lambda member: member.stop_stage).name == "gateway"
+
+
+def test_kinds_may_be_left_out_by_name_only() -> None:
+    assert kinds_without(("gateway", "planner")) == KINDS[2:]
+    with pytest.raises(ConfigurationError, match="expected one of gateway"):
+        kinds_without(("router",))
+
+
+def found(number: int, chars: int) -> FoundDocument:
+    return FoundDocument(Document(source=str(number), text="x" * chars), str(number))
+
+
+def test_batches_are_bounded_in_number_and_size_and_lose_nothing() -> None:
+    documents = [
+        found(number, size) for number, size in enumerate([10] * 40 + [150_000, 60_000, 500_000, 10])
+    ]
+    made = list(batches(iter(documents)))
+    assert [each for batch in made for each in batch] == documents
+    assert all(len(batch) <= 16 for batch in made)
+    assert [len(batch) for batch in made[-4:]] == [9, 1, 1, 1]
+    assert list(batches(iter([]))) == []
+
+
+def announced(state: str = "ready") -> Announcement:
+    models = [ServedModel(name="m", task="embed"), ServedModel(name="m", task="rerank")]
+    return Announcement(
+        actor_id="gateway", kind="gateway", epoch="e", sequence=0, state=state, version="1", host="h", pid=1,
+        models=models,
+    )  # fmt: skip
+
+
+def test_the_plain_screen_prints_changes_only(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = PlainScreen(Console(width=200))
+
+    def show(state: State, detail: str = "", *, is_ready: bool = False) -> None:
+        view = MemberView("gateway", state, 0, detail)
+        screen.show(Snapshot("one", "http://h:1", "/logs", [view], {"gateway": announced()}, is_ready))
+
+    show(State.WAITING)
+    show(State.STARTING)
+    show(State.STARTING)
+    show(State.READY, is_ready=True)
+    show(State.READY, is_ready=True)
+    show(State.STARTING, "killed by signal 9")
+    show(State.READY, is_ready=True)
+    lines = [line.split("] ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "gateway starting",
+        "gateway ready (m)",
+        "ready: http://h:1/v1 (logs: /logs)",
+        "gateway starting (killed by signal 9)",
+        "gateway ready (m)",
+        "ready again",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (185, "3m 5s"), (7800, "2h 10m"), (356400, "4d 3h")]
+)
+def test_ages_are_shown_in_two_units(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text
+
+
+def test_a_receipt_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    receipt = Receipt(
+        request_id="r", attempt=0, pool="p", policy="least-outstanding", decision="dispatched", reason="fewest",
+        queue_ms=1.5, num_queued=2, chosen="w1", actual_ms=12.0,
+        candidates=[
+            ReceiptCandidate(instance_id="w2", score=0.0, reason="full"),
+            ReceiptCandidate(instance_id="w1", score=3.0),
+        ],
+    )  # fmt: skip
+    Console(width=120).print(receipt_text(receipt))
+    text = capsys.readouterr().out
+    assert "dispatched: fewest" in text
+    assert "waited 1.5 ms" in text
+    assert text.index("w1 ") < text.index("w2 ")
+
+
+def test_a_child_is_started_only_under_the_parent_it_names() -> None:
+    done = subprocess.run(
+        child.command(1, ["/bin/echo", "started"]), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_command_that_cannot_be_started_says_so() -> None:
+    command = child.command(os.getpid(), ["/no/such/program"])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 127
+    assert "/no/such/program" in done.stderr
+    assert sys.executable in command
