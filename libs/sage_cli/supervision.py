@@ -67,7 +67,7 @@ class Limits:
     stable_after: float = 10.0
     max_failed_starts: int = 4
     stop_timeout: float = 25.0
-    silent_timeout: float = 30.0
+    silent_timeout: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,9 @@ class Supervision:
         if self._stop is not None:
             process.state = State.STOPPED
             return
-        process.detail = event.detail or _status_text(event.status)
+        process.detail = (
+            _status_text(event.status) if event.status < 0 else event.detail or _status_text(event.status)
+        )
         if event.status == CONFIGURATION_EXIT:
             process.state = State.STOPPED
             self._stop = _Stop(CONFIGURATION_EXIT, event.detail or f"{event.name} exited with status 2")

@@ -204,10 +204,10 @@ async def _copy(stream: asyncio.StreamReader, log: LogFile, last_lines: collecti
 
 
 def _last_words(lines: collections.deque[str]) -> str:
-    for line in reversed(lines):
-        if line.strip():
-            return line.strip()[:500]
-    return ""
+    """Return what a process said of its end: its `sage-…:` lines, else its last line that is no log event."""
+    said = [line.strip()[:500] for line in lines if line.strip() and not line.startswith("{")]
+    named = [line for line in said if line.startswith("sage-")]
+    return "\n".join(named) or (said[-1] if said else "")
 
 
 def _kill_group(pid: int) -> None:

@@ -39,7 +39,6 @@ class Held:
     assigned: Assigned
     outlet: Outlet
     started: float
-    started_ns: int
     num_tokens: int = 0
     first_token_ns: int | None = None
     cancel_reason: str | None = None

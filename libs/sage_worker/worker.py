@@ -30,6 +30,7 @@ from sage_wire.messages import (
     Dispatch,
     Event,
     Failed,
+    Generate,
     Report,
     ReportEvent,
     ServedModel,
@@ -145,7 +146,7 @@ class Worker(Actor):
             traceparent=call.traceparent,
             queue_ms=request.queue_ms,
         )
-        held = self._held[key] = Held(key, assigned, outlet, now, time.time_ns())
+        held = self._held[key] = Held(key, assigned, outlet, now)
         outlet.emit(Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms))
         self._report(request.pool, key, ReportEvent.STARTED)
         held.task = self.context.spawn(self._run(held), name=f"perform {key}")
@@ -171,6 +172,7 @@ class Worker(Actor):
         error: SageError | None = None
         try:
             with span:
+                started_ns = time.time_ns()
                 try:
                     async with asyncio.timeout(assigned.budget.remaining) as limit:
                         await self._perform(held)
@@ -178,6 +180,8 @@ class Worker(Actor):
                     if not limit.expired():
                         raise
                     raise DeadlineExceeded("the request's budget ran out at its worker") from None
+                finally:
+                    _record_stages(held, span.traceparent, started_ns)
         except asyncio.CancelledError:
             if held.cancel_reason is None:
                 self._end(held, self._handed_over())
@@ -193,7 +197,6 @@ class Worker(Actor):
             error = Internal(
                 f"{type(raised).__name__} in worker {self.context.actor_id}; its log has the rest"
             )
-        self._record_stages(held)
         self._end(held, error)
 
     async def _perform(self, held: Held) -> None:
@@ -291,10 +294,10 @@ class Worker(Actor):
             # The scheduler learns the same from the next announcement.
             self.context.log.warning("report_not_sent", report=event.value, error=refused.message)
 
-    def _record_stages(self, held: Held) -> None:
-        """Record prefill and decode as spans of their own, for text."""
-        first = held.first_token_ns
-        if first is not None:
-            parent = held.assigned.traceparent
-            record_span(semconv.SPAN_PREFILL, parent=parent, start_ns=held.started_ns, end_ns=first)
-            record_span(semconv.SPAN_DECODE, parent=parent, start_ns=first, end_ns=time.time_ns())
+
+def _record_stages(held: Held, parent: str | None, started_ns: int) -> None:
+    """Record prefill and decode under the span of the work, for text that an engine generated here."""
+    first = held.first_token_ns
+    if first is not None and isinstance(held.assigned.work, Generate):
+        record_span(semconv.SPAN_PREFILL, parent=parent, start_ns=started_ns, end_ns=first)
+        record_span(semconv.SPAN_DECODE, parent=parent, start_ns=first, end_ns=time.time_ns())

@@ -198,6 +198,11 @@ def test_one_trace_holds_every_hop_of_a_pipeline_request(instance: Instance) -> 
     by_id = {span["span_id"]: span for span in spans}
     roots = [span for span in spans if span["parent_id"] not in by_id]
     assert [span["service"] for span in roots] == ["sage-gateway"], "every span hangs under the gateway's"
+    for span in spans:
+        parent = by_id.get(span["parent_id"])
+        if parent is not None and parent["service"] == span["service"]:
+            assert parent["start_ns"] <= span["start_ns"], (parent["name"], span["name"])
+            assert span["end_ns"] <= parent["end_ns"], (parent["name"], span["name"])
 
 
 def test_metrics_count_requests(instance: Instance) -> None:
