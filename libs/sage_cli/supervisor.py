@@ -30,6 +30,7 @@ __all__ = ["Launch", "Outcome", "Supervisor"]
 _PIPE_LIMIT = 64 * 1024
 _LAST_WORDS_TIME = 1.0
 _MAX_LAST_LINES = 20
+_STATUS_LOOKS = 400
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -168,7 +169,7 @@ class Supervisor:
         assert process.stdout is not None
         reader = asyncio.create_task(_copy(process.stdout, log, last_lines), name=f"log {name}")
         try:
-            status = await process.wait()
+            await _ended(process.pid)
         finally:
             # Grandchildren would keep the pipe, and the machine, busy.
             _kill_group(process.pid)
@@ -176,7 +177,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(reader), _LAST_WORDS_TIME)
             reader.cancel()
-        self.post(Exited(name, status, _last_words(last_lines)))
+        self.post(Exited(name, await _status(process), _last_words(last_lines)))
 
     def _signal(self, name: str, number: int) -> None:
         process = self._processes.get(name)
@@ -187,6 +188,31 @@ class Supervisor:
                 os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
+
+
+async def _ended(pid: int) -> None:
+    """Return when the process has ended. `Process.wait` also waits for all who hold its pipe, for ever perhaps."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def _status(process: asyncio.subprocess.Process) -> int:
+    """Return the status of a process that has ended; the event loop hears of it a moment after we do."""
+    for _ in range(_STATUS_LOOKS):
+        if process.returncode is not None:
+            return process.returncode
+        await asyncio.sleep(0.005)
+    return -signal.SIGKILL
 
 
 async def _copy(stream: asyncio.StreamReader, log: LogFile, last_lines: collections.deque[str]) -> None:
