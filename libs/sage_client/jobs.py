@@ -11,7 +11,7 @@ import msgspec
 from sage_bus import Bus, Entry, JobQueue, KeyValue
 from sage_core import Budget, Conflict, DeadlineExceeded, NotFound
 from sage_wire import decode, encode, subjects
-from sage_wire.messages import JobState, JobStatus, SubmitJob
+from sage_wire.messages import JOB_STATE_SECONDS, JobState, JobStatus, SubmitJob
 
 __all__ = ["FINAL_STATUSES", "JobClient"]
 
@@ -83,7 +83,7 @@ class JobClient:
 
     async def _states(self) -> KeyValue:
         if self._bucket is None:
-            self._bucket = await self._bus.key_value(subjects.JOBS_BUCKET)
+            self._bucket = await self._bus.key_value(subjects.JOBS_BUCKET, ttl=JOB_STATE_SECONDS)
         return self._bucket
 
     async def _entry(self, job_id: str) -> tuple[JobState, int]:

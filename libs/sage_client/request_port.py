@@ -48,6 +48,7 @@ from sage_core import (
     Unavailable,
     new_id,
 )
+from sage_telemetry import current_traceparent
 from sage_wire import CallHeaders, decode, encode, raw, subjects
 from sage_wire.headers import ERROR
 from sage_wire.messages import Accepted, Cancel, Delta, Frame, Started, Submit, WireError, Work
@@ -160,6 +161,7 @@ class RequestPort:
     ) -> RequestStream:
         """Submit `work` to `pool` and return its stream; never waits.
 
+        It is traced under `traceparent`, or under the caller's current span where that is None.
         `budget` bounds the whole request: when it is spent the stream raises DeadlineExceeded and whatever runs is
         cancelled. Every failure arrives through the stream, e.g. NotFound, Overloaded with `retry_after`,
         Unavailable where no scheduler answers. Raises Conflict where `request_id` is open here already, and
@@ -175,6 +177,8 @@ class RequestPort:
         rules = self._rules if max_attempts is None else replace(self._rules, max_attempts=max_attempts)
         state = RequestState(work, deadline=now + seconds, rules=rules, jitter=self._jitter)
         stream = RequestStream(request_id, pool, state, self._on_cancel)
+        if traceparent is None:
+            traceparent = current_traceparent()
         opened = self._streams[request_id] = _Open(stream, tenant, slo_class, priority, traceparent)
         self._apply(opened, state.handle(Opened(), now), now)
         return stream

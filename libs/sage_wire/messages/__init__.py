@@ -32,7 +32,7 @@ from sage_wire.messages.frames import (
     Usage,
     Vectors,
 )
-from sage_wire.messages.jobs import NO_VALUE, JobState, JobStatus, SubmitJob
+from sage_wire.messages.jobs import JOB_STATE_SECONDS, NO_VALUE, JobState, JobStatus, SubmitJob
 from sage_wire.messages.scheduling import Accepted, Dispatch, Report, ReportEvent, Submit, WorkSize
 from sage_wire.messages.work import (
     ChatMessage,
@@ -58,6 +58,7 @@ from sage_wire.messages.work import (
 )
 
 __all__ = [
+    "JOB_STATE_SECONDS",
     "NO_VALUE",
     "Accepted",
     "Annotated",

@@ -10,10 +10,14 @@ import msgspec
 from sage_wire.messages.base import Message, WireError
 from sage_wire.messages.work import RunPipeline
 
-__all__ = ["NO_VALUE", "JobState", "JobStatus", "SubmitJob"]
+__all__ = ["JOB_STATE_SECONDS", "NO_VALUE", "JobState", "JobStatus", "SubmitJob"]
 
 
 NO_VALUE: Final = msgspec.Raw()
+
+
+JOB_STATE_SECONDS: Final = 7 * 24 * 3600.0
+"""How long the state of a job is kept after its last change: the time to live of the bucket's values."""
 
 
 class SubmitJob(Message, frozen=True):

@@ -31,6 +31,7 @@ from sage_planner.settings import PlannerSection
 from sage_telemetry import get_logger, semconv, start_span
 from sage_wire import CallHeaders, decode, subjects
 from sage_wire.messages import (
+    JOB_STATE_SECONDS,
     NO_VALUE,
     Annotated,
     JobState,
@@ -101,7 +102,7 @@ class JobPuller:
         """
         while not self._stopping.is_set():
             try:
-                bucket = await self._bus.key_value(subjects.JOBS_BUCKET)
+                bucket = await self._bus.key_value(subjects.JOBS_BUCKET, ttl=JOB_STATE_SECONDS)
                 queue = await self._bus.job_queue(
                     subjects.JOBS_STREAM,
                     subjects.JOBS_SUBMIT,
