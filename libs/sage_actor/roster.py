@@ -22,6 +22,8 @@ __all__ = ["MISSED_INTERVALS", "ChangeKind", "Roster", "RosterChange", "RosterSt
 MISSED_INTERVALS: Final = 3
 MAX_INTERVAL_MS: Final = 60_000
 """A peer cannot make itself immortal by announcing a huge interval."""
+PROOF_SECONDS: Final = 1.0
+SLOW_PROOF_SECONDS: Final = 0.25
 log = get_logger()
 
 
@@ -112,6 +114,10 @@ class RosterState:
             del self._entries[announcement.actor_id]
         return [RosterChange(ChangeKind.DOWN, announcement, is_lost=True) for announcement in lost]
 
+    def is_anyone_overdue(self, now: float) -> bool:
+        """True if `expire` would drop somebody."""
+        return any(now >= entry.expires_at for entry in self._entries.values())
+
     def resume(self, now: float) -> None:
         """Give everybody another three intervals: we, not they, were away."""
         for entry in self._entries.values():
@@ -136,6 +142,7 @@ class Roster:
         self._listeners: list[Callable[[RosterChange], None]] = []
         self._subscription: Subscription | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._proof: asyncio.Task[None] | None = None
         self._is_away = False
 
     @property
@@ -164,6 +171,9 @@ class Roster:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._proof is not None:
+            self._proof.cancel()
+            self._proof = None
         if self._subscription is not None:
             await self._subscription.unsubscribe()
             self._subscription = None
@@ -190,12 +200,30 @@ class Roster:
         if now - due > 1.0:
             # Our own loop was stuck: the announcements of that time are still in the queue behind this timer.
             self._state.resume(now)
-        self._tell(self._state.expire(now))
-        self._set_timer()
+        if not self._state.is_anyone_overdue(now):
+            self._set_timer()
+            return
+        # Silence may be ours: a frozen server says nothing, and the connection notices that only seconds later.
+        self._proof = asyncio.get_running_loop().create_task(self._expire_if_heard(), name="roster proof")
+
+    async def _expire_if_heard(self) -> None:
+        """Drop who is overdue once a message of ours has come back through the server; else give all more time."""
+        try:
+            is_heard = await self._bus.round_trip(PROOF_SECONDS) < SLOW_PROOF_SECONDS
+        except SageError:
+            is_heard = False
+        self._proof = None
+        if not is_heard:
+            # Where the server has just come back, the others' announcements may still be behind ours.
+            log.warning("roster_was_deaf")
+            self._state.resume(self._clock.now())
+        if not self._is_away:
+            self._tell(self._state.expire(self._clock.now()))
+            self._set_timer()
 
     def _set_timer(self) -> None:
         due = self._state.next_expiry
-        if due is None or self._subscription is None:
+        if due is None or self._subscription is None or self._timer is not None or self._proof is not None:
             return
         wait = max(0.01, due - self._clock.now())
         self._timer = asyncio.get_running_loop().call_later(wait, self._expire, due)

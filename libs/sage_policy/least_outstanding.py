@@ -1,7 +1,8 @@
 """Least outstanding with hold: the instance with the fewest running requests, and a queue above full engines.
 
 The queue is first come first served within a priority. Nothing is pushed to an instance beyond its
-`max_in_flight`: work that waits here can still be reordered, cancelled and shed; inside an engine it cannot.
+`max_in_flight`: work that waits here can still be reordered, cancelled and shed; inside an engine it cannot. Work of
+negative priority (batch) never takes the last quarter of the slots, so urgent work need not wait for it to end.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ class _Slot:
     is_open: bool = True
     running: dict[str, float] = field(default_factory=dict)
     unlisted: dict[str, float] = field(default_factory=dict)
+
+    def limit(self, *, is_background: bool) -> int:
+        """Return how many may run before no more of this kind is added; one slot is for everybody."""
+        if not is_background:
+            return self.max_in_flight
+        return self.max_in_flight - self.max_in_flight // 4
 
 
 class LeastOutstanding:
@@ -192,7 +199,7 @@ class LeastOutstanding:
             if self._order[0][2] not in self._queued:
                 heapq.heappop(self._order)
                 continue
-            instance_id = self._choose()
+            instance_id = self._choose(is_background=self._order[0][0] > 0)
             if instance_id is None:
                 break
             _, _, key = heapq.heappop(self._order)
@@ -215,11 +222,11 @@ class LeastOutstanding:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._queued]
             heapq.heapify(self._deadlines)
 
-    def _choose(self) -> str | None:
+    def _choose(self, *, is_background: bool) -> str | None:
         best, best_load, ties = None, 0, 0
         for instance_id, slot in self._instances.items():
             load = len(slot.running)
-            if not slot.is_open or load >= slot.max_in_flight:
+            if not slot.is_open or load >= slot.limit(is_background=is_background):
                 continue
             if best is None or load < best_load:
                 best, best_load, ties = instance_id, load, 1

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
@@ -17,6 +17,8 @@ __all__ = ["BatchLoop"]
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+MAX_URGENT_IN_A_ROW: Final = 8
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +34,9 @@ class BatchLoop(Generic[ItemT, ResultT]):
     """`submit` items from any number of tasks; `run` sees them in batches, in a thread of its own.
 
     `run` takes a list of items and returns as many results, in order. Items of a caller that was cancelled are
-    dropped before they count towards a batch. Where a batch of several callers fails, each caller's part is run
+    dropped before they count towards a batch. Background items give way to all others and run in batches of half
+    the size, so that what is urgent waits for half a batch at most; every ninth batch is theirs all the same. Where a
+    batch of several callers fails, each caller's part is run
     again alone, so that one bad item fails its own caller only.
     """
 
@@ -47,7 +51,10 @@ class BatchLoop(Generic[ItemT, ResultT]):
     ) -> None:
         self._run = run
         self._length = length
-        self._queue: BatchQueue[ItemT] = BatchQueue(limits or BatchLimits())
+        limits = limits or BatchLimits()
+        self._urgent: BatchQueue[ItemT] = BatchQueue(limits)
+        self._background: BatchQueue[ItemT] = BatchQueue(limits.halved())
+        self._num_urgent_in_a_row = 0
         self._max_queued = max_queued
         self._name = name
         self._tickets: dict[int, _Ticket[ResultT]] = {}
@@ -70,14 +77,14 @@ class BatchLoop(Generic[ItemT, ResultT]):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         for ticket_id in list(self._tickets):
-            self._queue.discard(ticket_id)
+            self._discard(ticket_id)
             self._fail(ticket_id, Unavailable("the model is being unloaded"))
         executor, self._executor = self._executor, None
         if executor is not None:
             # The thread may be inside a batch of a second or more; the event loop must not wait for it.
             await asyncio.get_running_loop().run_in_executor(None, executor.shutdown)
 
-    async def submit(self, items: Sequence[ItemT]) -> list[ResultT]:
+    async def submit(self, items: Sequence[ItemT], *, is_background: bool = False) -> list[ResultT]:
         """Return one result per item, in order; an empty list for none.
 
         Raises Overloaded where too much waits, LimitExceeded for more items than may ever wait, what `run` raised
@@ -89,28 +96,29 @@ class BatchLoop(Generic[ItemT, ResultT]):
             raise Unavailable("the model is not loaded")
         if len(items) > self._max_queued:
             raise LimitExceeded(f"{len(items)} items were given; at most {self._max_queued} may wait")
-        if len(self._queue) + len(items) > self._max_queued:
-            raise Overloaded(f"{len(self._queue)} items wait already", retry_after=1.0)
+        queue = self._background if is_background else self._urgent
+        if len(queue) + len(items) > self._max_queued:
+            raise Overloaded(f"{len(queue)} items wait already", retry_after=1.0)
         ticket_id = self._next_ticket
         self._next_ticket += 1
         future: asyncio.Future[list[ResultT]] = asyncio.get_running_loop().create_future()
         self._tickets[ticket_id] = _Ticket([None] * len(items), len(items), future)
-        self._queue.add(ticket_id, items, [self._length(item) for item in items])
+        queue.add(ticket_id, items, [self._length(item) for item in items])
         self._wake.set()
         try:
             return await future
         finally:
             if self._tickets.pop(ticket_id, None) is not None:
-                self._queue.discard(ticket_id)
+                self._discard(ticket_id)
 
     @property
     def num_queued(self) -> int:
         """Items that wait for a batch."""
-        return len(self._queue)
+        return len(self._urgent) + len(self._background)
 
     async def _feed(self) -> None:
         while True:
-            batch = self._queue.take()
+            batch = self._take()
             if not batch:
                 self._wake.clear()
                 await self._wake.wait()
@@ -118,6 +126,15 @@ class BatchLoop(Generic[ItemT, ResultT]):
                 await asyncio.sleep(0)
                 continue
             await self._run_batch(batch)
+
+    def _take(self) -> list[Entry[ItemT]]:
+        is_turn_of_background = self._num_urgent_in_a_row >= MAX_URGENT_IN_A_ROW
+        batch = [] if is_turn_of_background else self._urgent.take()
+        if batch:
+            self._num_urgent_in_a_row += 1
+            return batch
+        self._num_urgent_in_a_row = 0
+        return self._background.take() or self._urgent.take()
 
     async def _run_batch(self, batch: list[Entry[ItemT]]) -> None:
         try:
@@ -132,7 +149,7 @@ class BatchLoop(Generic[ItemT, ResultT]):
                         await self._run_batch(part)
                 return
             ticket_id = batch[0].ticket
-            self._queue.discard(ticket_id)
+            self._discard(ticket_id)
             if isinstance(error, SageError):
                 self._fail(ticket_id, error)
             else:
@@ -150,6 +167,10 @@ class BatchLoop(Generic[ItemT, ResultT]):
         if len(results) != len(items):
             raise EngineError(f"the model gave {len(results)} results for {len(items)} items")
         return results
+
+    def _discard(self, ticket_id: int) -> None:
+        self._urgent.discard(ticket_id)
+        self._background.discard(ticket_id)
 
     def _deliver(self, entry: Entry[ItemT], result: ResultT) -> None:
         ticket = self._tickets.get(entry.ticket)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 __all__ = ["BatchLimits", "BatchQueue", "Entry"]
@@ -28,6 +28,10 @@ class BatchLimits:
     max_padded: int = 65536
     max_waste: float = 0.5
     free_padding: int = 1024
+
+    def halved(self) -> BatchLimits:
+        """Return the limits of batches of half the size."""
+        return replace(self, max_items=max(1, self.max_items // 2), max_padded=max(1, self.max_padded // 2))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

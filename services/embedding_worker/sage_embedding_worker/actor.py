@@ -91,18 +91,19 @@ class EmbeddingWorker(Worker):
         return served
 
     async def perform(self, request: Assigned) -> AsyncIterator[Event]:
-        """Answer Embed and Rerank."""
+        """Answer Embed and Rerank. Work of negative priority (batch) gives way to all other."""
+        is_background = request.priority < 0
         match request.work:
             case Embed() as work:
-                events = self._embed(work)
+                events = self._embed(work, is_background)
             case Rerank() as work:
-                events = self._rerank(work)
+                events = self._rerank(work, is_background)
             case other:
                 raise BadRequest(f"found work {type(other).__name__}; expected Embed or Rerank")
         async for event in events:
             yield event
 
-    async def _embed(self, work: Embed) -> AsyncIterator[Event]:
+    async def _embed(self, work: Embed, is_background: bool) -> AsyncIterator[Event]:
         encoder = self._encoders.get(work.model)
         if encoder is None:
             raise self._not_found(work.model, self._encoders)
@@ -112,18 +113,18 @@ class EmbeddingWorker(Worker):
                 param="dimensions",
             )
         self._check(work.texts, "input")
-        found = await encoder.compute(work.texts)
+        found = await encoder.compute(work.texts, is_background=is_background)
         for event in split_events(shorten(found.values, work.dimensions)):
             yield event
         yield Completed(usage=Usage(prompt_tokens=found.num_tokens))
 
-    async def _rerank(self, work: Rerank) -> AsyncIterator[Event]:
+    async def _rerank(self, work: Rerank, is_background: bool) -> AsyncIterator[Event]:
         model = self._rerankers.get(work.model) or self._encoders.get(work.model)
         if model is None:
             raise self._not_found(work.model, [*self._encoders, *self._rerankers])
         self._check([work.query], "query")
         self._check(work.documents, "documents")
-        found = await model.rerank(work.query, work.documents)
+        found = await model.rerank(work.query, work.documents, is_background=is_background)
         yield Scores(scores=found.values.tolist())
         yield Completed(usage=Usage(prompt_tokens=found.num_tokens))
 

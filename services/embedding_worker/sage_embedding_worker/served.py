@@ -97,8 +97,8 @@ class _Served(Generic[T]):
         await self._loop.stop()
         self._counter.shutdown(wait=False)
 
-    async def compute(self, items: Sequence[T]) -> Counted:
-        """Return one row per item, in order; `items` is not empty.
+    async def compute(self, items: Sequence[T], *, is_background: bool = False) -> Counted:
+        """Return one row per item, in order; `items` is not empty. Background work gives way to all other.
 
         Raises ContextLengthExceeded for the first item too long, where that is refused, and what
         `BatchLoop.submit` raises.
@@ -113,7 +113,8 @@ class _Served(Generic[T]):
         by_length = np.argsort(lengths, kind="stable")
         for start in range(0, len(distinct), _SLICE):
             part = by_length[start : start + _SLICE].tolist()
-            results = await self._loop.submit([_Item(distinct[i], int(lengths[i])) for i in part])
+            content = [_Item(distinct[i], int(lengths[i])) for i in part]
+            results = await self._loop.submit(content, is_background=is_background)
             for i, row in zip(part, results, strict=True):
                 rows[i] = row
         values = np.stack([row for row in rows if row is not None])[inverse]
@@ -145,9 +146,9 @@ class ServedEncoder(_Served[str]):
         self.dim = encoder.dim
         self.max_tokens = encoder.max_tokens
 
-    async def rerank(self, query: str, documents: Sequence[str]) -> Counted:
+    async def rerank(self, query: str, documents: Sequence[str], *, is_background: bool = False) -> Counted:
         """Return the cosine of the query and each document."""
-        found = await self.compute([query, *documents])
+        found = await self.compute([query, *documents], is_background=is_background)
         return Counted(found.values[1:] @ found.values[0], found.num_tokens)
 
 
@@ -158,6 +159,6 @@ class ServedCrossEncoder(_Served[tuple[str, str]]):
         super().__init__(encoder.name, encoder.max_tokens, limits, encoder.count_tokens, encoder.score)
         self.max_tokens = encoder.max_tokens
 
-    async def rerank(self, query: str, documents: Sequence[str]) -> Counted:
+    async def rerank(self, query: str, documents: Sequence[str], *, is_background: bool = False) -> Counted:
         """Return the score of each document, higher is better, in the model's own scale."""
-        return await self.compute([(query, document) for document in documents])
+        return await self.compute([(query, document) for document in documents], is_background=is_background)

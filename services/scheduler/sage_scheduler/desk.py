@@ -51,6 +51,8 @@ __all__ = ["ArmTimer", "Outgoing", "SchedulingDesk", "SendCancel", "SendDispatch
 CANCEL_MEMORY = 5.0
 """Seconds that a cancel for an unknown request is remembered: it may have overtaken its submit."""
 
+BATCH_CLASS = "batch"
+
 OUT_OF_BAND = -1
 """`Delta.seq` of a failure that the scheduler reports for a worker that cannot."""
 
@@ -152,7 +154,7 @@ class SchedulingDesk:
             max_tokens=size.max_tokens,
             tenant=submit.tenant,
             slo_class=submit.slo_class,
-            priority=submit.priority,
+            priority=_priority(submit),
         )
         outgoing, refusal = self._run(pool, event, now, refusable=key)
         if refusal is not None:
@@ -312,7 +314,7 @@ class SchedulingDesk:
             reply_to=submit.reply_to,
             work=submit.work,
             tenant=submit.tenant,
-            priority=submit.priority,
+            priority=_priority(submit),
             queue_ms=decision.queue_seconds * 1000,
         )
         return [SendDispatch(worker_id, dispatch, held.deadline, held.traceparent, held.since)]
@@ -367,6 +369,11 @@ class SchedulingDesk:
 
 
 _DECISIONS = {DispatchCommand: "dispatched", Shed: "shed", Abort: "aborted"}
+
+
+def _priority(submit: Submit) -> int:
+    """Work of class `batch` ranks below all other of its caller's priority; workers see the same number."""
+    return submit.priority - 1 if submit.slo_class == BATCH_CLASS else submit.priority
 
 
 def _key(request_id: str, attempt: int) -> str:

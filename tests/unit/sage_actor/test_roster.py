@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_actor import ChangeKind, Roster, RosterChange, RosterState
 from sage_bus import MemoryBroker
-from sage_core import FakeClock
+from sage_core import BusUnavailable, FakeClock
 from sage_wire import encode, subjects
 from sage_wire.messages import Announcement, ServedModel
 
@@ -166,6 +167,30 @@ async def test_nobody_expires_while_our_own_connection_is_gone() -> None:
     clock.advance(0.02)
     await asyncio.sleep(0.03)
     assert [change.kind for change in changes] == [ChangeKind.UP, ChangeKind.DOWN]
+    await roster.stop()
+
+
+async def test_nobody_expires_while_the_server_is_frozen_and_the_connection_has_not_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker, clock = MemoryBroker(), FakeClock()
+    bus, other = broker.connect("roster"), broker.connect("a")
+    roster = Roster(bus, clock)
+    await roster.start()
+    other.publish(subjects.announce("test", "a"), encode(announcement(interval_ms=5)))
+    await turns()
+
+    async def frozen(timeout: float = 2.0) -> float:
+        raise BusUnavailable(f"a message of ours did not come back within {timeout} s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bus), "round_trip", lambda _, timeout=2.0: frozen(timeout))
+        clock.advance(0.5)
+        await asyncio.sleep(0.03)
+        assert list(roster.actors) == ["a"]
+    clock.advance(0.5)
+    await asyncio.sleep(0.04)
+    assert list(roster.actors) == [], "the server answers again, and the actor still says nothing"
     await roster.stop()
 
 

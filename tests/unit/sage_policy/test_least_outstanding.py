@@ -146,6 +146,22 @@ def test_a_request_that_has_just_ended_is_not_lost_while_its_report_is_behind_th
     assert policy.handle(up("a"), 15.0) == []
 
 
+def test_batch_work_leaves_the_last_quarter_of_the_slots_to_urgent_work() -> None:
+    policy = LeastOutstanding()
+    policy.handle(up("a", 4), 0.0)
+    for number in range(5):
+        policy.handle(submitted(f"batch{number}/0", priority=-1), 0.0)
+    assert dispatches(policy.handle(submitted("urgent/0"), 0.0)) == [("urgent/0", "a")]
+    assert dispatches(policy.handle(Finished("urgent/0"), 1.0)) == []
+    assert dispatches(policy.handle(Finished("batch0/0"), 1.0)) == [("batch3/0", "a")]
+
+
+def test_batch_work_runs_on_an_instance_with_a_single_slot() -> None:
+    policy = LeastOutstanding()
+    policy.handle(up("a", 1), 0.0)
+    assert dispatches(policy.handle(submitted("batch/0", priority=-1), 0.0)) == [("batch/0", "a")]
+
+
 def test_a_repeated_submit_changes_nothing() -> None:
     policy = LeastOutstanding()
     policy.handle(up("a", 4), 0.0)
@@ -155,7 +171,7 @@ def test_a_repeated_submit_changes_nothing() -> None:
 
 KEYS = [f"r{i}/0" for i in range(8)]
 events = st.one_of(
-    st.builds(submitted, st.sampled_from(KEYS), st.floats(1, 30), st.integers(0, 2)),
+    st.builds(submitted, st.sampled_from(KEYS), st.floats(1, 30), st.integers(-1, 2)),
     st.builds(Cancelled, st.sampled_from(KEYS)),
     st.builds(Finished, st.sampled_from(KEYS)),
     st.builds(up, st.sampled_from("abc"), st.integers(0, 3)),

@@ -162,6 +162,18 @@ def test_a_cancel_that_overtakes_its_submit_is_remembered_for_a_while() -> None:
     assert any(isinstance(item, SendDispatch) for item in scheduling.submit(submit(), 20.0, None, later))
 
 
+def test_work_of_class_batch_ranks_below_all_other_here_and_at_its_worker() -> None:
+    scheduling = desk()
+    scheduling.worker_up(announce(limit=0), 0.0)
+    scheduling.submit(msgspec.structs.replace(submit("batch"), slo_class="batch"), 10.0, None, 0.0)
+    scheduling.submit(submit("urgent"), 10.0, None, 0.0)
+    sent = [item for item in scheduling.worker_up(announce(limit=4), 0.0) if isinstance(item, SendDispatch)]
+    assert [(item.dispatch.request_id, item.dispatch.priority) for item in sent] == [
+        ("urgent", 0),
+        ("batch", -1),
+    ]
+
+
 def test_the_same_submit_twice_is_dispatched_once() -> None:
     scheduling = desk()
     scheduling.worker_up(announce(limit=4), 0.0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sage_core import BadRequest, EngineError, LimitExceeded, Overloaded, Unavailable
 from sage_worker import BatchLoop
+from sage_worker.batch_loop import MAX_URGENT_IN_A_ROW
 from sage_worker.batch_queue import BatchLimits, BatchQueue
 
 LIMITS = BatchLimits(max_items=4, max_padded=64, free_padding=4)
@@ -186,3 +187,28 @@ async def test_stopping_fails_what_waits_and_waits_for_what_runs(model: Model) -
     await stopping
     with pytest.raises(Unavailable):
         await batches.submit(["x"])
+
+
+async def test_background_items_give_way_to_all_others(loop: BatchLoop[str, str], model: Model) -> None:
+    first = await hold(loop, model)
+    background = asyncio.create_task(loop.submit(["b1", "b2"], is_background=True))
+    await asyncio.sleep(0)
+    urgent = asyncio.create_task(loop.submit(["urgent"]))
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(first, background, urgent)
+    assert model.batches == [["first"], ["urgent"], ["b1", "b2"]]
+
+
+async def test_background_items_get_their_turn_however_much_is_urgent(model: Model) -> None:
+    limits = BatchLimits(max_items=1)
+    batches: BatchLoop[str, str] = BatchLoop(model.run, length=len, limits=limits, name="model")
+    await batches.start()
+    first = await hold(batches, model)
+    urgent = asyncio.create_task(batches.submit([f"urgent{number}" for number in range(20)]))
+    background = asyncio.create_task(batches.submit(["background"], is_background=True))
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(first, urgent, background)
+    await batches.stop()
+    assert model.batches.index(["background"]) <= 1 + MAX_URGENT_IN_A_ROW
