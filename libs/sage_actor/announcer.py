@@ -21,12 +21,16 @@ log = get_logger()
 
 
 class Announcer:
-    """Publishes announcements of one process. `state`, `epoch` and `presence` are set by the runtime."""
+    """Publishes announcements of one process. `state`, `epoch`, `presence` and `failed` are set by the runtime.
+
+    `failed` hears of an announcement that can never be sent as it is: a bug of the actor that made it.
+    """
 
     def __init__(self, *, actor_id: str, kind: str, bus: Bus, interval: float, clock: Clock) -> None:
         self.state = "starting"
         self.epoch = ""
         self.presence: Callable[[], Presence] = Presence
+        self.failed: Callable[[Exception], None] | None = None
         self._actor_id = actor_id
         self._kind = kind
         self._bus = bus
@@ -68,8 +72,15 @@ class Announcer:
         )
         try:
             self._bus.publish(subjects.announce(self._kind, self._actor_id), encode(announcement))
-        except SageError as error:
-            log.warning("announcement_lost", error=error.message)
+        except (
+            Exception
+        ) as error:  # whatever it holds: an actor that nobody hears of must not go on in silence
+            if isinstance(error, SageError) and error.retryable:
+                log.warning("announcement_lost", error=error.message)
+                return
+            log.error("announcement_failed", state=self.state, exc_info=error)
+            if self.failed is not None:
+                self.failed(error)
 
     async def run(self) -> None:
         """Announce until cancelled. What `presence` raises ends it."""

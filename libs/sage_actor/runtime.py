@@ -312,6 +312,7 @@ class ActorRuntime:
             self._system_subscriptions.append(await self._open(self._system_desk, route, handlers))
         self._system_desk.attach(handlers)
         self._announcer.presence = self._presence
+        self._announcer.failed = self._handler_crashed
         self._announcing = asyncio.get_running_loop().create_task(self._announcer.run(), name="announce")
 
     async def _subscribe(self, life: Life) -> None:

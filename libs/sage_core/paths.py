@@ -8,12 +8,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from sage_core.errors import ConfigurationError
 
-__all__ = ["Paths"]
+__all__ = ["INSTANCE_RULE", "Paths", "is_instance_name"]
 
+INSTANCE_RULE: Final = "1 to 32 of a-z, 0-9 and '-', not starting with '-'"
+"""What the name of an instance is, for messages."""
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+
+def is_instance_name(name: str) -> bool:
+    """True where `name` can name the folders of an instance."""
+    return _INSTANCE.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,8 @@ class Paths:
         `config` and `cache` are shared by all instances of a user (settings, model downloads); data, state
         and runtime are not. Raises ConfigurationError for a name outside [a-z0-9-]{1,32}.
         """
-        if _INSTANCE.fullmatch(instance) is None:
-            raise ConfigurationError(
-                f"instance name is {instance!r}; expected 1 to 32 of a-z, 0-9 and '-', not starting with '-'"
-            )
+        if not is_instance_name(instance):
+            raise ConfigurationError(f"instance name is {instance!r}; expected {INSTANCE_RULE}")
         env = os.environ if environ is None else environ
         home = Path(env.get("HOME") or Path.home())
 

@@ -10,19 +10,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sage_core.errors import ConfigurationError
+from sage_core.paths import INSTANCE_RULE, is_instance_name
 from sage_core.ports import NATS_PORT
 from sage_core.units import ByteSize, Duration
 
-__all__ = ["SECTIONS", "BusSettings", "Section", "ServiceSettings", "TelemetrySettings", "load_settings"]
+__all__ = [
+    "SECTIONS",
+    "BusSettings",
+    "Section",
+    "ServiceSettings",
+    "TelemetrySettings",
+    "load_settings",
+    "refuse_unknown_variables",
+]
 
 SECTIONS: Final = frozenset(
     {
@@ -40,6 +51,13 @@ SECTIONS: Final = frozenset(
 """Every table that the settings file may hold."""
 
 _TOP_LEVEL_VARIABLES: Final = frozenset({"SAGE_CONFIG", "SAGE_INSTANCE"})
+_CONTAINERS: Final = {
+    "list_type": 'list, e.g. ["a", "b"]',
+    "tuple_type": 'list, e.g. ["a", "b"]',
+    "dict_type": 'table, e.g. {"key": "value"}',
+}
+"""What is expected where pydantic found no list or table, by the type of its error."""
+_QUOTED: Final = re.compile(r"'([^']*)'")
 
 
 class Section(BaseModel):
@@ -66,16 +84,16 @@ class BusSettings(Section):
 class TelemetrySettings(Section):
     """`[telemetry]`: logs, traces and metrics."""
 
-    log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="Lowest level written."
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level written."
     )
-    log_format: str = Field(
-        "auto", pattern="^(auto|json|console)$", description="`auto`: console on a terminal."
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto`: console on a terminal."
     )
     otlp_endpoint: str | None = Field(
         None, description="OTLP collector, e.g. http://127.0.0.1:4318; unset: no export."
     )
-    otlp_protocol: str = Field("http", pattern="^(http|grpc)$", description="OTLP transport.")
+    otlp_protocol: Literal["http", "grpc"] = Field("http", description="OTLP transport.")
     sample_ratio: float = Field(
         1.0, ge=0.0, le=1.0, description="Share of requests traced; decided at the gateway."
     )
@@ -105,6 +123,13 @@ class ServiceSettings(BaseSettings):
     bus: BusSettings = Field(default_factory=lambda: BusSettings())
     telemetry: TelemetrySettings = Field(default_factory=lambda: TelemetrySettings())
     actor: ActorSettings = Field(default_factory=lambda: ActorSettings())
+
+    @field_validator("instance")
+    @classmethod
+    def _is_instance_name(cls, value: str) -> str:
+        if not is_instance_name(value):
+            raise ValueError(f"expected {INSTANCE_RULE}")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -149,6 +174,19 @@ def load_settings(
         raise ConfigurationError(_describe(error, path, origin)) from None
 
 
+def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Raise ConfigurationError naming the first `SAGE_` variable in `environ` that belongs to no table."""
+    for name in sorted(environ):
+        if not name.startswith("SAGE_") or name in _TOP_LEVEL_VARIABLES:
+            continue
+        keys = name.removeprefix("SAGE_").lower().split("__")
+        if keys[0] not in SECTIONS or len(keys) < 2:
+            raise ConfigurationError(
+                f"unknown environment variable {name}; expected SAGE_CONFIG, SAGE_INSTANCE or SAGE_<TABLE>__<KEY> "
+                f"with <TABLE> one of {', '.join(sorted(table.upper() for table in SECTIONS))}"
+            )
+
+
 def _read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
@@ -163,23 +201,15 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 
 
 def _read_environment(env: Mapping[str, str], own: set[str]) -> list[tuple[str, list[str], Any]]:
-    found = []
+    refuse_unknown_variables(env)
+    found: list[tuple[str, list[str], Any]] = []
     for name in sorted(env):
-        if not name.startswith("SAGE_"):
-            continue
         if name == "SAGE_INSTANCE":
             found.append((name, ["instance"], env[name]))
-            continue
-        if name in _TOP_LEVEL_VARIABLES:
-            continue
-        keys = name.removeprefix("SAGE_").lower().split("__")
-        if keys[0] not in SECTIONS or len(keys) < 2:
-            raise ConfigurationError(
-                f"unknown environment variable {name}; expected SAGE_CONFIG, SAGE_INSTANCE or SAGE_<TABLE>__<KEY> "
-                f"with <TABLE> one of {', '.join(sorted(table.upper() for table in SECTIONS))}"
-            )
-        if keys[0] in own:
-            found.append((name, keys, _parse_value(env[name])))
+        elif name.startswith("SAGE_") and name not in _TOP_LEVEL_VARIABLES:
+            keys = name.removeprefix("SAGE_").lower().split("__")
+            if keys[0] in own:
+                found.append((name, keys, _parse_value(env[name])))
     return found
 
 
@@ -211,6 +241,16 @@ def _describe(error: ValidationError, path: Path | None, origin: Mapping[str, st
         if problem["type"] == "extra_forbidden":
             lines.append(f"{source}: unknown key {key!r}")
         else:
-            reason = problem["msg"].removeprefix("Value error, ")
+            reason = _reason(problem, is_from_environment=key in origin)
             lines.append(f"{source}: {key} = {problem['input']!r}: {reason}")
     return "\n".join(lines)
+
+
+def _reason(problem: ErrorDetails, *, is_from_environment: bool) -> str:
+    container = _CONTAINERS.get(problem["type"])
+    if container is not None:
+        return f"expected a {'JSON ' if is_from_environment else ''}{container}"
+    if problem["type"] == "literal_error":
+        accepted = _QUOTED.findall(str(problem.get("ctx", {}).get("expected", "")))
+        return f"expected one of {', '.join(accepted)}"
+    return problem["msg"].removeprefix("Value error, ")

@@ -131,6 +131,8 @@ class App:
                 semconv.REQUEST_ID: exchange.request_id,
             },
         )
+        if exchange.shown_id != exchange.request_id:
+            span.set(semconv.CLIENT_REQUEST_ID, exchange.shown_id)
         refused: Exception | None = None
         with span:
             try:

@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from sage_core import BadRequest
+from sage_gateway.choices import accepted_values
 from sage_gateway.errors import HttpRefused
 
 __all__ = ["BodyDecoder", "Decoded"]
@@ -21,7 +22,11 @@ _MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _TYPE_NAMES: Final = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _TYPES: Final = re.compile(r"`(?P<types>[a-z |]+)`")
 
+_CHOICE: Final = re.compile(r"Invalid enum value '?(?P<value>.*?)'?", re.DOTALL)
+_INDEX: Final = re.compile(r"\[[^\]]*\]")
+
 _MAX_SHOWN: Final = 200
+_MAX_CHOICE_SHOWN: Final = 60
 
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -38,6 +43,7 @@ class BodyDecoder(Generic[B]):
     """Decodes one kind of body. `no_effect` names fields that are understood but change nothing here."""
 
     def __init__(self, kind: type[B], no_effect: frozenset[str] = frozenset()) -> None:
+        self._kind = kind
         self._decoder = msgspec.json.Decoder(kind)
         self._known = frozenset(field.encode_name for field in msgspec.structs.fields(kind)) | no_effect
 
@@ -52,11 +58,11 @@ class BodyDecoder(Generic[B]):
             names = _keys.decode(payload)
             body = self._decoder.decode(payload)
         except _MALFORMED as error:
-            raise _explain(error, payload) from None
+            raise _explain(error, payload, self._kind) from None
         return Decoded(body, sum(name not in self._known for name in names))
 
 
-def _explain(error: Exception, payload: bytes) -> BadRequest | HttpRefused:
+def _explain(error: Exception, payload: bytes, kind: type[msgspec.Struct]) -> BadRequest | HttpRefused:
     if isinstance(error, RecursionError):
         return _no_json("the body is nested too deeply")
     if isinstance(error, UnicodeDecodeError):
@@ -70,6 +76,13 @@ def _explain(error: Exception, payload: bytes) -> BadRequest | HttpRefused:
     if missing is not None:
         param = f"{path}.{missing['name']}" if path else missing["name"]
         return BadRequest(f"missing required field '{param}'", param=param)
+    choice = _CHOICE.fullmatch(what)
+    # Without its indexes: the paths remembered are those of the type, not those of the bodies.
+    accepted = accepted_values(kind, _INDEX.sub("[]", path)) if choice is not None else ()
+    if choice is not None and accepted:
+        value = choice["value"]
+        shown = value if len(value) <= _MAX_CHOICE_SHOWN else f"{value[:_MAX_CHOICE_SHOWN]}…"
+        return BadRequest(f"'{path}': found '{shown}'; expected one of {', '.join(accepted)}", param=path)
     # An unknown enum value is quoted, and may be as long as a body.
     what = what if len(what) <= _MAX_SHOWN else f"{what[:_MAX_SHOWN]}…"
     what = _TYPES.sub(lambda found: " or ".join(_type_names(found["types"])), what)

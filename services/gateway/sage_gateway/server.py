@@ -23,6 +23,9 @@ __all__ = ["HttpServer", "listen"]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _BACKLOG: Final = 2048
 _INVALID: Final = "invalid_request_error"
+_LINGER_SECONDS: Final = 1.0
+"""How long the rest of an oversized head is read and thrown away. A client reads only after it has written; closing
+on what it sent unread would reset the connection, and the answer with it."""
 
 
 def listen(settings: GatewaySection) -> socket.socket:
@@ -135,15 +138,23 @@ def _protocol(settings: GatewaySection) -> type[asyncio.Protocol]:
     return BoundProtocol
 
 
+class _HeadTooLarge(Exception):
+    """Ends the parsing of a request that has been refused."""
+
+
 class _EdgeProtocol(HttpToolsProtocol):
     """A connection with bounded headers: in bytes, and in the time they may take to arrive."""
 
     edge_settings: GatewaySection
 
     _head_bytes = 0
+    """Bytes received since the last message ended: the bound of a head that does not end."""
+    _parsed_bytes = 0
+    """Bytes of this message's own request line and headers: the bound of a head that came with more."""
     _is_in_head = True
     _head_timer: asyncio.TimerHandle | None = None
     _is_head_repeated = False
+    _linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -156,9 +167,13 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._linger_timer is not None:
+            return
         if self._is_in_head:
             self._head_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -166,13 +181,10 @@ class _EdgeProtocol(HttpToolsProtocol):
             self._feed(data)
         except httptools.HttpParserError:
             self._refuse(HttpError(400, _INVALID, "invalid_http", "this is not an HTTP/1.1 request"))
-        if not self._is_in_head or self._head_bytes == 0 or self.transport.is_closing():
+        if not self._is_in_head or self._head_bytes == 0 or self._is_over():
             return
         if self._head_bytes > self.edge_settings.max_header_bytes:
-            limit = self.edge_settings.max_header_bytes
-            self._refuse(
-                HttpError(431, _INVALID, "headers_too_large", f"headers are larger than {limit} bytes")
-            )
+            self._refuse_head()
         elif self._head_timer is None:
             self._start_head_timer()
 
@@ -203,16 +215,19 @@ class _EdgeProtocol(HttpToolsProtocol):
         if self._is_head_repeated:
             return
         super().on_message_begin()
+        self._parsed_bytes = 0
         # An ASGI server may add extensions of its own; uvicorn's types know only the standard ones.
         extensions: dict[str, Any] = {ABORT_EXTENSION: self.transport.abort}
         self.scope["extensions"] = extensions
 
     def on_url(self, url: bytes) -> None:
         if not self._is_head_repeated:
+            self._parsed_bytes += len(url)
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._is_head_repeated:
+            self._parsed_bytes += len(name) + len(value) + len(b": \r\n")
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -220,6 +235,9 @@ class _EdgeProtocol(HttpToolsProtocol):
             return
         self._is_in_head = False
         self._stop_head_timer()
+        if self._parsed_bytes > self.edge_settings.max_header_bytes:
+            self._refuse_head()
+            raise _HeadTooLarge
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -250,9 +268,17 @@ class _EdgeProtocol(HttpToolsProtocol):
         limit = self.edge_settings.header_timeout
         self._refuse(HttpError(408, _INVALID, "header_timeout", f"headers did not arrive within {limit:g} s"))
 
-    def _refuse(self, error: HttpError) -> None:
+    def _refuse_head(self) -> None:
+        limit = self.edge_settings.max_header_bytes
+        error = HttpError(431, _INVALID, "headers_too_large", f"headers are larger than {limit} bytes")
+        self._refuse(error, is_lingering=True)
+
+    def _is_over(self) -> bool:
+        return self.transport.is_closing() or self._linger_timer is not None
+
+    def _refuse(self, error: HttpError, *, is_lingering: bool = False) -> None:
         """Answer without the application and close. Nothing is said into an answer that has begun."""
-        if self.transport.is_closing():
+        if self._is_over():
             return
         if self.cycle is None or self.cycle.response_complete:
             body = error_body(error)
@@ -260,4 +286,9 @@ class _EdgeProtocol(HttpToolsProtocol):
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (STATUS_LINE[error.status], len(body), body)
             )
+            if is_lingering:
+                self._stop_head_timer()
+                self.transport.write_eof()
+                self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+                return
         self.transport.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -57,10 +57,8 @@ class VllmSection(Section):
 class LlmWorkerSection(Section):
     """One worker serves one model with one engine."""
 
-    engine: str = Field(
-        "auto",
-        pattern="^(auto|vllm|transformers|emulated|extractive)$",
-        description="What generates; `auto` picks by model and hardware.",
+    engine: Literal["auto", "vllm", "transformers", "emulated", "extractive"] = Field(
+        "auto", description="What generates; `auto` picks by model and hardware."
     )
     model: str = Field(
         "auto", min_length=1, description="Hub name or local folder; `auto`: the best this host can serve."
@@ -78,8 +76,8 @@ class LlmWorkerSection(Section):
     max_context: int | None = Field(
         None, ge=16, description="Longest prompt plus answer in tokens; unset: the model's own limit."
     )
-    dtype: str = Field(
-        "auto", pattern="^(auto|float32|bfloat16|float16)$", description="Number format of the weights."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; unset: its default.")
     max_in_flight: int | None = Field(

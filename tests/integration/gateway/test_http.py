@@ -215,6 +215,31 @@ async def test_headers_without_end_are_refused(start: START) -> None:
     assert error["code"] == "headers_too_large"
 
 
+@pytest.mark.parametrize("num_bytes", [33_000, 60_000, 110_000, 130_000, 1_000_000])
+async def test_headers_that_end_are_bounded_too(start: START, num_bytes: int) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: %b\r\n\r\n" % (b"y" * num_bytes)
+    status, error = await answer_to(await start(), head)
+    assert status.startswith(b"HTTP/1.1 431")
+    assert error["code"] == "headers_too_large"
+
+
+async def test_the_limit_of_headers_counts_neither_bodies_nor_the_requests_before(start: START) -> None:
+    gateway = await start(max_header_bytes=1024)
+    request = b"POST /v1/nothing HTTP/1.1\r\nhost: localhost\r\nx: %b\r\ncontent-length: 5000\r\n\r\n%b" % (
+        b"y" * 800,
+        b"z" * 5000,
+    )
+    async with raw_connection(gateway.port) as (reader, writer):
+        for _ in range(3):
+            writer.write(request)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert head.startswith(b"HTTP/1.1 404")
+            (length,) = [
+                int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")
+            ]
+            await reader.readexactly(length)
+
+
 async def test_headers_that_trickle_are_refused(start: START) -> None:
     status, _ = await answer_to(await start(header_timeout=0.1), b"GET / HTTP/1.1\r\nx: ")
     assert status.startswith(b"HTTP/1.1 408")

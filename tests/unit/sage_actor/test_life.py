@@ -8,11 +8,22 @@ from typing import Any
 import pytest
 
 from sage_actor import Actor, ActorRuntime, ChangeKind, Presence, Roster, handles
+from sage_actor.runtime import MAX_CRASHES
 from sage_core import Cancelled, ConfigurationError, DeadlineExceeded, Internal, LimitExceeded
 from sage_core.settings import ActorSettings
 from sage_wire import decode, subjects
 from sage_wire.headers import CANCEL
-from sage_wire.messages import Announcement, Drain, Draining, FindSpans, FoundSpans, Message, Ping, Pong
+from sage_wire.messages import (
+    Announcement,
+    Drain,
+    Draining,
+    FindSpans,
+    FoundSpans,
+    Message,
+    Ping,
+    Pong,
+    ServedModel,
+)
 
 
 class Work(Message):
@@ -209,6 +220,35 @@ async def test_a_failing_presence_is_a_crash(runtime_of: Any) -> None:
 
     runtime = await runtime_of(Broken)
     await until(lambda: len(lives) == 2 and runtime.state == "ready")
+
+
+async def test_presence_that_cannot_be_sent_is_an_error_and_a_crash_never_silence(
+    runtime_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lives: list[Actor] = []
+
+    class Unsendable(Actor):
+        async def on_start(self) -> None:
+            lives.append(self)
+
+        def presence(self) -> Presence:
+            return Presence(models=[ServedModel(name="m", task="embed", description="\ud800")])
+
+    runtime = await runtime_of(Unsendable)
+    async with asyncio.timeout(2):
+        assert await runtime.run_until_stopped() == 1
+    assert len(lives) == MAX_CRASHES
+    assert "announcement_failed" in "".join(capsys.readouterr())
+
+
+async def test_presence_too_large_for_the_bus_is_a_crash(broker: Any, runtime_of: Any) -> None:
+    class Verbose(Actor):
+        def presence(self) -> Presence:
+            return Presence(in_flight=["x" * (broker.max_payload + 1)])
+
+    runtime = await runtime_of(Verbose)
+    async with asyncio.timeout(2):
+        assert await runtime.run_until_stopped() == 1
 
 
 async def test_on_start_raising_at_the_first_start_is_raised_and_leaves_nothing(

@@ -173,3 +173,30 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
 def test_a_file_that_is_not_toml_is_named(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert str(file) in refusal(file, {})
+
+
+def test_a_choice_names_what_is_accepted(file: Path) -> None:
+    assert refusal(None, {"SAGE_TELEMETRY__OTLP_PROTOCOL": "udp"}) == (
+        "SAGE_TELEMETRY__OTLP_PROTOCOL: telemetry.otlp_protocol = 'udp': expected one of http, grpc"
+    )
+    file.write_text("[telemetry]\nlog_level = 'loud'\n")
+    assert refusal(file, {}) == (
+        f"{file}: telemetry.log_level = 'loud': expected one of debug, info, warning, error"
+    )
+
+
+@pytest.mark.parametrize("value", ["notjson", "[not json"])
+def test_text_where_a_list_belongs_names_its_form(file: Path, value: str) -> None:
+    message = refusal(None, {"SAGE_GATEWAY__NAMES": value})
+    assert (
+        message
+        == f"""SAGE_GATEWAY__NAMES: gateway.names = {value!r}: expected a JSON list, e.g. ["a", "b"]"""
+    )
+    file.write_text(f"[gateway]\nnames = '{value}'\n")
+    assert refusal(file, {}).endswith("""expected a list, e.g. ["a", "b"]""")
+
+
+def test_an_instance_name_that_makes_no_folder_is_refused_with_its_source(file: Path) -> None:
+    file.write_text('instance = "a b"\n')
+    message = refusal(file, {})
+    assert message.startswith(f"{file}: instance = 'a b': expected 1 to 32 of a-z, 0-9 and '-'")

@@ -538,3 +538,35 @@ async def test_a_wrong_completion_is_400_with_its_param(gateway: Gateway, fields
     assert reply.status == 400
     assert reply.error["param"] == param
     assert gateway.port.streams == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "says"),
+    [
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x"}, {"role": "x", "content": "x"}]},
+            "messages[1].role",
+            "found 'x'; expected one of assistant, developer, function, system, tool, user",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x"}], "service_tier": "y" * 999},
+            "service_tier",
+            f"found '{'y' * 60}…'; expected one of auto, default, flex, priority, scale",
+        ),
+        (
+            "/v1/embeddings",
+            {"input": "x", "encoding_format": "hex"},
+            "encoding_format",
+            "found 'hex'; expected one of base64, float",
+        ),
+    ],
+)
+async def test_a_choice_that_does_not_exist_is_refused_with_those_that_do(
+    gateway: Gateway, path: str, fields: dict[str, Any], param: str, says: str
+) -> None:
+    reply = await gateway.post(path, {"model": "tiny", **fields})
+    assert reply.status == 400
+    assert reply.error["param"] == param
+    assert reply.error["message"] == f"'{param}': {says}"

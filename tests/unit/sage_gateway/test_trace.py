@@ -54,6 +54,13 @@ async def test_a_request_is_one_root_span_that_says_what_was_done(
     assert gateway.port.streams[0].traceparent == f"00-{TRACE_ID}-{span.span_id}-01"
 
 
+async def test_the_clients_own_id_finds_the_request(telemetry: Telemetry, gateway: Gateway) -> None:
+    reply = await gateway.post(CHAT, chat(), headers={**HEADERS, "x-client-request-id": "my-own-id"})
+    (span,) = telemetry.recent.find_request("my-own-id")
+    assert span.attributes["sage.request.id"] == reply.json["id"]
+    assert span.attributes["sage.client_request.id"] == "my-own-id"
+
+
 async def test_a_new_trace_begins_with_the_requests_own_span(telemetry: Telemetry) -> None:
     gateway = Gateway()
     gateway.port.answer_with(*HELLO)
