@@ -10,6 +10,7 @@ import typer
 from sage_cli.commands import inspection, lifecycle, settings, showcase, talk
 from sage_cli.exits import CommandFailed, Exit, exit_code_of
 from sage_core import SageError
+from sage_core.settings import refuse_unknown_variables
 
 __all__ = ["app", "run"]
 
@@ -51,6 +52,8 @@ app.add_typer(config_app, name="config")
 def run(arguments: list[str]) -> int:
     """Run one command line; return its exit code. Bugs keep their traceback."""
     try:
+        if not {"-h", "--help"}.intersection(arguments):
+            refuse_unknown_variables(os.environ)
         result = app(args=arguments, prog_name="sage", standalone_mode=False)
     except CommandFailed as error:
         _say(error.message)

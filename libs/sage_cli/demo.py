@@ -40,6 +40,7 @@ class Demo:
         """Index, ask, show; return True where the instance shall stop then."""
         started = time.monotonic()
         self.screen.say(f"indexing {self.folder}")
+        shipped = shipped_documents().resolve()
         summary = await run_index(
             instance,
             [self.folder],
@@ -48,9 +49,11 @@ class Demo:
             max_bytes=_MAX_BYTES,
             is_forced=False,
             console=err,
+            replaced=[] if self.folder == shipped else [shipped],
         )
-        if summary.num_failed:
-            fail(f"{summary.num_failed} documents could not be indexed: {summary.first_error}")
+        problem = summary.problem()
+        if problem is not None:
+            fail(problem)
         if summary.num_documents == 0:
             fail(f"{self.folder} holds no documents; expected text, Markdown, reStructuredText or HTML")
         for line in summary.text().splitlines():

@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sage_cli.html_text import read_html
@@ -21,9 +21,8 @@ from sage_wire.messages import Document
 __all__ = ["MAX_DOCUMENT_BYTES", "DocumentReader", "FoundDocument"]
 
 MAX_DOCUMENT_BYTES = 2 * 2**20
-"""Larger files are logs, dumps and tables more often than documents, and would not fit one message."""
+"""Larger files are logs, dumps and tables more often than documents."""
 
-_MIN_CHARS = 20
 _HTML = frozenset({".html", ".htm", ".xhtml"})
 _TEXT = frozenset({"", ".txt", ".text", ".md", ".markdown", ".rst", ".asc", ".adoc"})
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__"})
@@ -33,18 +32,28 @@ _VERSION_SUFFIX = re.compile(r"\.[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class FoundDocument:
-    """A document and the hash of its text, by which unchanged documents are known again."""
+    """A document and the hash of its text, by which unchanged documents are known again.
+
+    `place` is the folder or file it was found through, as an absolute path without links.
+    """
 
     document: Document
     digest: str
+    place: str = ""
 
 
 @dataclass(slots=True)
 class DocumentReader:
-    """Reads documents; `skipped` counts what was left out, by reason, while it goes."""
+    """Reads documents; `skipped` counts what was left out, by reason, while it goes.
+
+    `unread` holds the sources of files that are there but could not be read, or are too large; `unread_places` the
+    places with a folder that could not be listed.
+    """
 
     max_bytes: int = MAX_DOCUMENT_BYTES
     skipped: collections.Counter[str] = field(default_factory=collections.Counter)
+    unread: set[str] = field(default_factory=set)
+    unread_places: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
 
     def read_all(self, places: list[Path]) -> Iterator[FoundDocument]:
@@ -54,10 +63,12 @@ class DocumentReader:
         """
         for place in places:
             if place.is_dir():
-                for file in _walk(place):
-                    yield from self._read(file, str(file.relative_to(place)), is_named=False)
+                for file in self._walk(place):
+                    for found in self._read(file, str(file.relative_to(place)), is_named=False):
+                        yield replace(found, place=str(place.resolve()))
             elif place.exists():
-                yield from self._read(place, str(place.absolute()), is_named=True)
+                for found in self._read(place, str(place.absolute()), is_named=True):
+                    yield replace(found, place=str(place.resolve()))
             else:
                 raise FileNotFoundError(f"{place} does not exist; expected a folder or a file")
 
@@ -66,15 +77,33 @@ class DocumentReader:
             found = self._load(file, source, is_named=is_named)
         except (OSError, EOFError, zlib.error):
             self.skipped["unreadable"] += 1
+            self.unread.add(source)
             return
         if isinstance(found, str):
             self.skipped[found] += 1
+            if found == "too large":
+                self.unread.add(source)
             return
         if found.digest in self._seen:
             self.skipped["duplicate"] += 1
             return
         self._seen.add(found.digest)
         yield found
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        """Yield the files below `folder`, sorted, without hidden ones; links to folders are not followed."""
+
+        def note(_: OSError) -> None:
+            self.skipped["unreadable"] += 1
+            self.unread_places.add(str(folder.resolve()))
+
+        for root, folders, files in os.walk(folder, onerror=note):
+            folders[:] = sorted(
+                name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS
+            )
+            for name in sorted(files):
+                if not name.startswith("."):
+                    yield Path(root, name)
 
     def _load(self, file: Path, source: str, *, is_named: bool) -> FoundDocument | str:
         """Return the document, or the reason why it is none."""
@@ -98,21 +127,10 @@ class DocumentReader:
             return "binary"
         title, text = read_html(decoded) if suffix in _HTML else (_title(decoded), decoded)
         text = text.strip()
-        if len(text) < _MIN_CHARS:
+        if not text:
             return "empty"
         digest = hashlib.sha256(f"{title}\0{text}".encode()).hexdigest()
         return FoundDocument(Document(source=source, text=text, title=title), digest)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder`, sorted, without hidden ones; links to folders are not followed."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS
-        )
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(root, name)
 
 
 def _decode(data: bytes) -> str | None:

@@ -14,7 +14,16 @@ from sage_cli import child
 from sage_cli.supervision import Member
 from sage_core import ConfigurationError
 
-__all__ = ["BUS", "KINDS", "Choices", "actor_command", "actor_environment", "kinds_without", "members"]
+__all__ = [
+    "BUS",
+    "KINDS",
+    "Choices",
+    "actor_command",
+    "actor_environment",
+    "in_own_words",
+    "kinds_without",
+    "members",
+]
 
 BUS: Final = "nats-server"
 
@@ -31,6 +40,15 @@ _STOP_STAGES: Final = {
 
 KINDS: Final = ("gateway", "planner", "scheduler", "llm-worker", "embedding-worker", "operator-worker")
 """Every kind of actor, in the order in which a request meets them."""
+
+
+_OPTIONS: Final = {
+    "SAGE_GATEWAY__PORT": "port",
+    "SAGE_LLM_WORKER__MODEL": "model",
+    "SAGE_LLM_WORKER__ENGINE": "engine",
+    "SAGE_EMBEDDING_WORKER__MODELS": "embedding_model",
+}
+"""Variables that `actor_environment` sets from the field of `Choices` named here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,22 @@ def actor_environment(
         "PYTHONUNBUFFERED": "1",
     }
     return {**environ, **{key: value for key, value in overrides.items() if value is not None}}
+
+
+def in_own_words(message: str, choices: Choices) -> str:
+    """Return the lines of `message` about variables that `choices` set, in words of the options that did."""
+    lines = []
+    for line in message.splitlines():
+        variable, _, rest = line.partition(": ")
+        option = _OPTIONS.get(variable)
+        value = getattr(choices, option) if option is not None else None
+        if option is None or value is None:
+            lines.append(line)
+            continue
+        reason = rest.partition(" = ")[2]
+        reason = reason.removeprefix(repr([value])).removeprefix(repr(value)).removeprefix(": ")
+        lines.append(f"--{option.replace('_', '-')} is {value!r}; {reason}")
+    return "\n".join(lines)
 
 
 def _json_list(value: str | None) -> str | None:

@@ -13,7 +13,7 @@ from sage_cli.members import KINDS
 from sage_core import ConfigurationError, ServiceSettings, load_settings
 from sage_core.ports import GATEWAY_PORT
 
-__all__ = ["gateway_address", "load_all", "shown"]
+__all__ = ["check_services", "gateway_address", "load_all", "shown"]
 
 _CLASSES: Final = {
     "gateway": ("sage_gateway.settings", "GatewaySettings"),
@@ -41,6 +41,31 @@ def load_all(
     if problems:
         raise ConfigurationError("\n".join(problems))
     return found
+
+
+def check_services(settings: Mapping[str, ServiceSettings]) -> None:
+    """Check what `settings` point at as the services will: the planner's pipelines, the emulated engine's profile.
+
+    Raises ConfigurationError naming every problem.
+    """
+    from sage_llm_worker.config_files import find_config
+    from sage_llm_worker.settings import LlmWorkerSettings
+    from sage_llm_worker.step_time import load_profile
+    from sage_planner.library import load_library
+    from sage_planner.settings import PlannerSettings
+
+    problems: list[str] = []
+    for loaded in settings.values():
+        try:
+            if isinstance(loaded, PlannerSettings):
+                load_library(loaded.planner.pipelines_dir)
+            elif isinstance(loaded, LlmWorkerSettings):
+                emulated = loaded.llm_worker.emulated
+                load_profile(emulated.profile, emulated.profiles_file or find_config("engines/emulated.toml"))
+        except ConfigurationError as error:
+            problems += error.message.splitlines()
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 def gateway_address(settings: Mapping[str, ServiceSettings], *, is_chosen: bool) -> tuple[str, int, bool]:

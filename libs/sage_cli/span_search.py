@@ -10,6 +10,7 @@ from sage_bus import Bus, Received
 from sage_cli.connection import open_bus
 from sage_cli.runtime import Instance
 from sage_core import SageError
+from sage_telemetry import semconv
 from sage_wire import decode, encode, subjects
 from sage_wire.headers import ERROR
 from sage_wire.messages import FindReceipt, FindSpans, FoundSpans, Message, Receipt, Span
@@ -50,14 +51,30 @@ async def _ask_all(bus: Bus, instance: Instance, message: FindSpans) -> list[Spa
     return [span for reply in replies for span in reply.spans]
 
 
-async def find_receipts(instance: Instance, request_id: str) -> list[Receipt]:
-    """Return what each scheduler remembers of a request."""
+async def find_receipts(instance: Instance, name: str) -> list[Receipt]:
+    """Return what each scheduler remembers of the request `name`, or of the requests that their client called so."""
     async with open_bus(instance) as bus:
-        num_schedulers = max(1, instance.kinds.count("scheduler"))
-        found = await _gather(
-            bus, subjects.RECEIPTS_FIND, FindReceipt(request_id=request_id), Receipt, num_schedulers
-        )
-        return [receipt for receipt in found if receipt.decision != _UNKNOWN]
+        found = await _receipts_of(bus, instance, name)
+        if found:
+            return found
+        await asyncio.sleep(_LATE_SPANS_TIME)
+        named = await _ask_all(bus, instance, FindSpans(trace_id="", request_id=name))
+        request_ids = {
+            str(span.attributes[semconv.REQUEST_ID])
+            for span in named
+            if span.attributes.get(semconv.CLIENT_REQUEST_ID) == name
+            and semconv.REQUEST_ID in span.attributes
+        }
+        for request_id in sorted(request_ids):
+            found += await _receipts_of(bus, instance, request_id)
+        return found
+
+
+async def _receipts_of(bus: Bus, instance: Instance, request_id: str) -> list[Receipt]:
+    num_schedulers = max(1, instance.kinds.count("scheduler"))
+    message = FindReceipt(request_id=request_id)
+    found = await _gather(bus, subjects.RECEIPTS_FIND, message, Receipt, num_schedulers)
+    return [receipt for receipt in found if receipt.decision != _UNKNOWN]
 
 
 async def _gather(bus: Bus, subject: str, message: Message, kind: type[M], max_replies: int) -> list[M]:

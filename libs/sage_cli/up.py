@@ -12,14 +12,22 @@ from sage_actor import ChangeKind, Roster, RosterChange
 from sage_bus import BusEvent, connect
 from sage_cli.bus_server import BusServer
 from sage_cli.exits import Exit, fail
-from sage_cli.members import BUS, Choices, actor_command, actor_environment, kinds_without, members
+from sage_cli.members import (
+    BUS,
+    Choices,
+    actor_command,
+    actor_environment,
+    in_own_words,
+    kinds_without,
+    members,
+)
 from sage_cli.ports import PortReservations
 from sage_cli.runtime import Instance, own_instance, private_folder, write
 from sage_cli.screens import Screen, Snapshot
 from sage_cli.settings_check import gateway_address, load_all
 from sage_cli.supervision import Ready, Silent, Supervision
 from sage_cli.supervisor import Launch, Outcome, Supervisor
-from sage_core import BusSettings, Paths, SystemClock
+from sage_core import BusSettings, ConfigurationError, Paths, SystemClock
 from sage_wire.messages import Announcement
 
 __all__ = ["WhenReady", "run_instance"]
@@ -48,8 +56,12 @@ def run_instance(
     trial = actor_environment(
         environ, name=name, bus_url=BusSettings().url, gateway_port=choices.port, choices=choices
     )
+    try:
+        settings = load_all(trial, kinds)
+    except ConfigurationError as error:
+        raise ConfigurationError(in_own_words(error.message, choices)) from None
     host, port, is_chosen = gateway_address(
-        load_all(trial, kinds), is_chosen=choices.port is not None or "SAGE_GATEWAY__PORT" in environ
+        settings, is_chosen=choices.port is not None or "SAGE_GATEWAY__PORT" in environ
     )
     with own_instance(name, paths), PortReservations(private_folder(paths.runtime.parent)) as reserved:
         paths.create()

@@ -19,6 +19,8 @@ __all__ = ["build", "convert_option", "make_options", "parse_pipeline"]
 
 _PIPELINE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TOP_KEYS = ("name", "description", "parameters", "nodes", "output")
 _NODE_KEYS = ("id", "type", "inputs")
 _MAX_PARAMETERS = 32
@@ -94,6 +96,9 @@ class _Builder:
         self._used_parameters: set[str] = set()
 
     def build(self, data: object) -> Pipeline:
+        self._refuse_unsendable((), data)
+        if self._problems:
+            raise PipelineError(self._problems)
         if not isinstance(data, dict):
             self._value((), f"found {_shown(data)}; expected a mapping with {listed(_TOP_KEYS)}")
             raise PipelineError(self._problems)
@@ -150,6 +155,21 @@ class _Builder:
                     (*path, key),
                     f"unknown key '{key}' in {what}; expected one of {listed(names)}{did_you_mean(key, names)}",
                 )
+
+    def _refuse_unsendable(self, path: Path, data: object) -> None:
+        """Refuse text that no message can carry, and keys that a line of text cannot show."""
+        if isinstance(data, str) and _SURROGATE.search(data):
+            self._value(path, f"found {_shown(data)}; an unpaired surrogate is half a character")
+        elif isinstance(data, list):
+            for index, item in enumerate(data):
+                self._refuse_unsendable((*path, index), item)
+        elif isinstance(data, dict):
+            for key, value in data.items():
+                found = _SURROGATE.search(key) or _CONTROL.search(key)
+                if found is not None:
+                    what = "an unpaired surrogate" if _SURROGATE.match(found[0]) else "a control character"
+                    self._key((*path, key), f"key {key!a} holds {what}; expected a name")
+                self._refuse_unsendable((*path, key), value)
 
     # -- structure -----------------------------------------------------------------------------------------
 

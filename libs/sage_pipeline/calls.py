@@ -164,10 +164,10 @@ def lower(
 def source_value(step: Step, run: RunPipeline) -> Value:
     """Return the run's input as the source wants it. Raises BadRequest naming the field that is missing."""
     if step.yields is EdgeType.DOCUMENTS:
-        if run.messages or not run.documents:
+        if run.messages or not (run.documents or run.removed_sources):
             raise BadRequest(f"pipeline '{run.pipeline}' takes documents and nothing else", param="documents")
         return Documents(tuple(run.documents))
-    if run.documents or not run.messages:
+    if run.documents or run.removed_sources or not run.messages:
         raise BadRequest(f"pipeline '{run.pipeline}' takes messages and nothing else", param="messages")
     messages = Messages(tuple(run.messages))
     text_of(messages)
@@ -204,7 +204,10 @@ def _embed(options: EmbedOptions, value: Value, resolve: Resolve) -> Value | Cal
     )
 
 
-def _split(step: Step, options: SplitOptions, value: Documents) -> Calls:
+def _split(step: Step, options: SplitOptions, value: Documents) -> Value | Calls:
+    if not value.documents:
+        return Chunks(())
+
     def size(document: Document) -> int:
         return 4 * len(document.text)
 
@@ -221,7 +224,7 @@ def _split(step: Step, options: SplitOptions, value: Documents) -> Calls:
 
 
 def _index(step: Step, options: IndexOptions, value: EmbeddedChunks, run: RunPipeline) -> Calls:
-    if not value.chunks:
+    if not value.chunks and not run.removed_sources:
         raise BadRequest("the documents hold no text to index", param="documents")
     row_bytes = 4 * value.dim
     by_source: dict[str, list[int]] = {}
@@ -240,9 +243,10 @@ def _index(step: Step, options: IndexOptions, value: EmbeddedChunks, run: RunPip
                 param="documents",
             )
     # A document that has become empty must not keep its earlier passages.
-    removed = sorted({document.source for document in run.documents} - by_source.keys())
+    given = {document.source for document in run.documents}
+    removed = sorted((given | set(run.removed_sources)) - by_source.keys())
     calls: list[Call] = []
-    for numbers in _packed(list(by_source.values()), size):
+    for numbers in _packed(list(by_source.values()), size) or [[]]:
         rows = (value.vectors[number * row_bytes : (number + 1) * row_bytes] for number in numbers)
         work = Index(
             collection=options.collection,

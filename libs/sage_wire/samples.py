@@ -242,9 +242,15 @@ SAMPLES: Final[dict[str, Message]] = {
     "Retrieve": Retrieve(collection="docs", query="What is a frame?", vector=_VECTOR, top_k=3, mode="dense"),
     "Retrieved": Retrieved(hits=[_HIT]),
     "RunPipeline": _RUN,
+    "RunPipeline.removed_sources": RunPipeline(
+        pipeline="index-docs", parameters={"collection": "docs"}, removed_sources=["docs/old.md"]
+    ),
     "Sampling": _SAMPLING,
     "Scores": Scores(scores=[0.75, -0.25]),
     "ServedModel": _MODEL,
+    "ServedModel.takes": ServedModel(
+        name="pipeline/index-docs", task="pipeline", engine="planner", takes="documents"
+    ),
     "Span": _SPAN,
     "Split": Split(documents=[_DOCUMENT], chunk_chars=500, overlap_chars=50),
     "SplitChunks": SplitChunks(chunks=[_CHUNK]),

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -215,3 +216,27 @@ def test_status_shows_six_ready_actors(instance: Instance) -> None:
     actors = instance.json("status")["actors"]
     kinds = sorted(actor["kind"] for actor in actors if actor["state"] == "ready")
     assert kinds == ["embedding-worker", "gateway", "llm-worker", "operator-worker", "planner", "scheduler"]
+
+
+def test_indexing_again_removes_what_is_gone_and_takes_whatever_max_bytes_allows(
+    instance: Instance, tmp_path: Path
+) -> None:
+    (tmp_path / "gone.md").write_text("# Gone\n\nThe lighthouse keeper owned a green parrot.\n")
+    (tmp_path / "tiny.txt").write_text("word")
+    (tmp_path / "big.txt").write_text("\n".join(f"Row {number}: nothing at all." for number in range(15_000)))
+    first = instance.json("index", str(tmp_path), "--collection", "again")
+    assert (first["num_indexed"], first["num_failed"], first["skipped"]) == (3, 0, {})
+    (tmp_path / "gone.md").unlink()
+    second = instance.json("index", str(tmp_path), "--collection", "again")
+    assert (second["num_removed"], second["num_unchanged"], second["num_indexed"]) == (1, 2, 0)
+    answer = instance.run("ask", "Who owned a green parrot?", "--collection", "again")
+    assert "gone.md" not in answer.stdout
+
+
+@pytest.mark.parametrize(("pipeline", "says"), [("nope", "does not exist"), ("rag-docs", "takes messages")])
+def test_a_pipeline_that_cannot_index_is_wrong_usage_even_where_nothing_changed(
+    instance: Instance, pipeline: str, says: str
+) -> None:
+    done = instance.run("index", str(instance.home / "documents"), "--pipeline", pipeline)
+    assert done.returncode == 2
+    assert says in done.stderr

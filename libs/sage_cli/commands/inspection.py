@@ -53,7 +53,10 @@ def trace(
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The request's id, as in the `x-request-id` header.")],
+    request_id: Annotated[
+        str,
+        typer.Argument(help="The request's id, ours or the client's own, as in the `x-request-id` header."),
+    ],
     name: Name = "default",
     as_json: AsJson = False,
 ) -> None:
@@ -90,6 +93,8 @@ def plan(
     """
     from sage_cli.pipeline_plan import plan_of
 
+    if file.is_dir():
+        fail(f"{file} is a folder; expected a pipeline file (YAML)", Exit.USAGE)
     if not file.is_file():
         fail(f"{file} does not exist; expected a pipeline file (YAML)", Exit.USAGE)
     found = plan_of(file)

@@ -43,9 +43,9 @@ def check(config: ConfigFile = None) -> None:
 
     Example:  sage config check sage.toml
     """
-    from sage_cli.settings_check import load_all
+    from sage_cli.settings_check import check_services, load_all
 
-    load_all(_environ(config))
+    check_services(load_all(_environ(config)))
     err.print(f"settings are valid{f' ({config})' if config else ''}", markup=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +41,8 @@ def demo(
 ) -> None:
     """Start, index, ask, show where the time went.
 
-    Asks through the OpenAI endpoint, streams the answer with its sources, and keeps serving until Ctrl-C.
+    DIR's documents take the place of the shipped ones. Asks through the OpenAI endpoint, streams the answer with its
+    sources, and keeps serving until Ctrl-C.
 
     Example:  sage demo ~/notes --question "What did we decide about backups?"
     """
@@ -57,7 +57,7 @@ def demo(
     steps = Demo(
         screen=screen,
         folder=(folder or shipped_documents()).resolve(),
-        collection="docs" if folder is None else _collection_of(folder),
+        collection="docs",
         question=question or (DEFAULT_QUESTION if folder is None else "What are these documents about?"),
         is_exiting=is_exiting,
     )
@@ -65,9 +65,3 @@ def demo(
     outcome = run_instance(name, choices, lambda: screen, when_ready=steps.run)
     if outcome.status != Exit.OK:
         raise CommandFailed(outcome.reason, Exit(outcome.status))
-
-
-def _collection_of(folder: Path) -> str:
-    """Return a collection name made of the folder's own."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:64]
-    return name or "docs"

@@ -59,7 +59,8 @@ def index(
     """Index folders and files of documents.
 
     Takes text, Markdown, reStructuredText and HTML, plain or .gz, as durable jobs. Run it again at any time:
-    unchanged documents are left alone, changed ones replace their passages, an interrupted run goes on where it was.
+    unchanged documents are left alone, changed ones replace their passages, deleted ones leave the collection, an
+    interrupted run goes on where it was.
 
     Example:  sage index /usr/share/doc --collection debian
     """
@@ -90,8 +91,9 @@ def index(
         print_json(summary)
     else:
         out.print(summary.text(), markup=False)
-    if summary.num_failed:
-        fail(f"{summary.num_failed} documents could not be indexed: {summary.first_error}")
+    problem = summary.problem()
+    if problem is not None:
+        fail(problem)
 
 
 def ask(

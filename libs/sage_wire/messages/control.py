@@ -23,7 +23,10 @@ __all__ = [
 
 
 class ServedModel(Message, frozen=True):
-    """A pool a worker serves. `task` is generate, embed, rerank, operator or pipeline."""
+    """A pool a worker serves. `task` is generate, embed, rerank, operator or pipeline.
+
+    `takes`: what a pipeline's runs bring, messages or documents; empty for other tasks.
+    """
 
     name: str
     task: str
@@ -31,6 +34,7 @@ class ServedModel(Message, frozen=True):
     max_context: int = 0
     dim: int = 0
     description: str = ""
+    takes: str = ""
 
 
 class Announcement(Message, frozen=True):

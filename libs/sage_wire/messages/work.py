@@ -188,6 +188,9 @@ class Retrieved(Message, frozen=True):
 class RunPipeline(Message, frozen=True, tag="run_pipeline"):
     """Run a declared pipeline. Exactly one input is given, of the type that the pipeline's source declares.
 
+    A pipeline of documents may get `removed_sources` with them or instead of them: its index node removes all
+    passages of those sources that the documents do not bring anew; unknown ones are ignored.
+
     Answered by the events of its streamed sink: `Tokens` for generated text, `Annotated` for sources and
     stage times, `Output` for other values, then `Completed`. `parameters` overrides the defaults of parameters
     that the pipeline declares.
@@ -198,6 +201,7 @@ class RunPipeline(Message, frozen=True, tag="run_pipeline"):
     documents: list[Document] = []
     sampling: Sampling = Sampling()
     parameters: dict[str, str] = {}
+    removed_sources: list[str] = []
 
 
 Work = Generate | Embed | Rerank | Split | Index | Retrieve | RunPipeline

@@ -51,7 +51,7 @@ def index(work: Index, limits: OperatorWorkerSection, store: VectorStore) -> Ind
     """Store passages and delete `removed_sources`, as one change. Raises like `VectorStore.update`."""
     _at_most(len(work.chunks), limits.max_chunks, "chunks", "passages")
     _at_most(len(work.removed_sources), limits.max_chunks, "removed_sources", "sources")
-    if not work.embedding_model:
+    if work.chunks and not work.embedding_model:
         raise BadRequest("embedding_model is empty; expected the model's name", param="embedding_model")
     for chunk in work.chunks:
         if not chunk.source:
@@ -66,7 +66,10 @@ def index(work: Index, limits: OperatorWorkerSection, store: VectorStore) -> Ind
             len(chunk.title or ""), limits.max_source_chars, f"the title of {chunk.source!r}", "characters"
         )
         _at_most(len(chunk.text), limits.max_chunk_chars, f"a passage of {chunk.source!r}", "characters")
-    vectors = _read_vectors(work.vectors, len(work.chunks), work.dim, limits.max_dim, "vectors")
+    if work.chunks:
+        vectors = _read_vectors(work.vectors, len(work.chunks), work.dim, limits.max_dim, "vectors")
+    else:
+        vectors = np.empty((0, 0), dtype=np.float32)
     update = Update(work.embedding_model, work.chunks, vectors, work.removed_sources)
     info = store.update(work.collection, update)
     return Indexed(num_chunks=info.num_chunks, num_sources=info.num_sources)

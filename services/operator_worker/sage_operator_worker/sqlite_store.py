@@ -54,8 +54,14 @@ class SqliteVectorStore:
     def update(self, collection: str, update: Update) -> CollectionInfo:
         """See `VectorStore`."""
         _check_distinct(update.chunks)
-        with self._using(collection, may_create=True) as opened:
-            return opened.update(update)
+        if update.chunks:
+            with self._using(collection, may_create=True) as opened:
+                return opened.update(update)
+        try:
+            with self._using(collection) as opened:
+                return opened.update(update)
+        except NotFound:
+            return CollectionInfo(collection, "", 0, 0, 0)
 
     def retrieve(self, collection: str, query: Query) -> list[Hit]:
         """See `VectorStore`."""

@@ -63,12 +63,12 @@ class CollectionInfo:
 class VectorStore(Protocol):
     """Keeps passages with their vectors in named collections. Methods block, and may be called from any thread.
 
-    A collection exists from its first `update` on and remembers the embedding model and dim it was made with.
+    A collection exists from its first `update` with chunks on; it remembers the embedding model and dim of that one.
     What `update` returned from survives the death of the process; an update cut short leaves no trace.
     """
 
     def update(self, collection: str, update: Update) -> CollectionInfo:
-        """Apply `update`, creating the collection where needed; repeating it changes nothing.
+        """Apply `update`, creating the collection where there are chunks to store; repeating it changes nothing.
 
         Raises BadRequest for a bad name or repeated (source, position), Conflict, naming both, where model or dim
         differ from the collection's, LimitExceeded where it would grow too large.

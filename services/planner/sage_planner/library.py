@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from sage_core import NotFound
-from sage_pipeline import Location, Pipeline, PipelineError, Plan, Problem, compile_pipeline, parse_pipeline
+from sage_pipeline import (
+    EdgeType,
+    Location,
+    Pipeline,
+    PipelineError,
+    Plan,
+    Problem,
+    compile_pipeline,
+    parse_pipeline,
+)
 from sage_wire.messages import ServedModel
 
 __all__ = ["POOL_PREFIX", "PipelineLibrary", "load_library"]
@@ -51,9 +60,14 @@ class PipelineLibrary:
                 task="pipeline",
                 engine="planner",
                 description=self._pipelines[name].description,
+                takes=_input_of(self._plans[name]),
             )
             for name in self.names
         ]
+
+
+def _input_of(plan: Plan) -> str:
+    return "documents" if any(step.yields is EdgeType.DOCUMENTS for step in plan.steps) else "messages"
 
 
 def load_library(folder: Path | None = None) -> PipelineLibrary:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sage_cli import child
 from sage_cli.app import run
+from sage_cli.document_parts import Part
 from sage_cli.documents import FoundDocument
 from sage_cli.indexing import batches
 from sage_cli.members import BUS, KINDS, Choices, actor_environment, kinds_without, members
@@ -123,6 +124,54 @@ def test_settings_mistakes_are_named_once_with_their_source(
     assert json.loads(capsys.readouterr().out)["gateway"]["port"] == 9001
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[planner]\npipelines_dir = "/nope"\n', "'/nope'"),
+        ('[llm_worker.emulated]\nprofile = "zzz"\n', "'zzz'"),
+        ('instance = "a b"\n', "'a b'"),
+    ],
+)
+def test_what_a_service_would_refuse_is_refused_by_the_check(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sage.toml"
+    file.write_text(text)
+    assert run(["config", "check", str(file)]) == 2
+    assert expected in one_line(capsys)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["stop"], ["plan", "x.yaml"], ["config", "show"]])
+def test_an_unknown_variable_is_refused_by_name(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGE_NOPE", "1")
+    assert run(arguments) == 2
+    assert "unknown environment variable SAGE_NOPE" in one_line(capsys)
+    assert run([*arguments, "--help"]) == 0
+
+
+def test_a_choice_of_the_command_line_is_refused_in_its_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--engine", "zzz"]) == 2
+    assert one_line(capsys).rstrip() == (
+        "sage: --engine is 'zzz'; expected one of auto, vllm, transformers, emulated, extractive"
+    )
+
+
+def test_a_folder_is_no_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(tmp_path)]) == 2
+    assert one_line(capsys).rstrip() == f"sage: {tmp_path} is a folder; expected a pipeline file (YAML)"
+
+
+def test_half_a_character_in_a_pipeline_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text('name: mine\ndescription: "\\ud800"\nnodes:\n  - type: chat\n  - type: llm\n')
+    assert run(["plan", str(file)]) == 2
+    assert f"{file}:2:14: " in one_line(capsys)
+
+
 def test_version_names_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["version", "--json"]) == 0
     assert {"python", "sage-serve", "nats-py"} <= json.loads(capsys.readouterr().out).keys()
@@ -173,8 +222,9 @@ def test_kinds_may_be_left_out_by_name_only() -> None:
         kinds_without(("router",))
 
 
-def found(number: int, chars: int) -> FoundDocument:
-    return FoundDocument(Document(source=str(number), text="x" * chars), str(number))
+def found(number: int, chars: int) -> Part:
+    document = Document(source=str(number), text="x" * chars)
+    return Part(document, FoundDocument(document, str(number)))
 
 
 def test_batches_are_bounded_in_number_and_size_and_lose_nothing() -> None:

@@ -44,7 +44,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
             "code.py": LONG,
             "binary.txt": b"\0\1\2" * 50,
             "noise.txt": bytes(range(128, 160)) * 20,
-            "tiny.txt": "hi",
+            "blank.txt": " \n\t\n",
             "large.txt": "x" * 3000,
             "broken.txt.gz": b"no gzip at all",
             ".hidden.txt": LONG + "hidden",
@@ -61,6 +61,20 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
         "too large": 1,
         "unreadable": 1,
     }
+
+
+def test_every_document_with_text_counts_however_short(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "word", "b.txt": "word word word word ", "c.md": "# md\n\ntext"})
+    reader = DocumentReader()
+    assert sources(reader, tmp_path) == ["a.txt", "b.txt", "c.md"]
+    assert not reader.skipped
+
+
+def test_files_that_are_there_and_not_read_are_known(tmp_path: Path) -> None:
+    write(tmp_path, {"large.txt": "x" * 3000, "broken.txt.gz": b"no gzip at all", "blank.txt": " "})
+    reader = DocumentReader(max_bytes=2000)
+    assert sources(reader, tmp_path) == []
+    assert reader.unread == {"large.txt", "broken.txt.gz"}
 
 
 def test_gzipped_text_is_read_and_bounded_after_unpacking(tmp_path: Path) -> None:

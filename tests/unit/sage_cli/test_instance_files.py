@@ -126,7 +126,8 @@ def test_an_endless_line_is_cut(tmp_path: Path) -> None:
 
 def test_a_manifest_remembers_sources_by_digest(tmp_path: Path) -> None:
     manifest = Manifest.load(tmp_path, "docs")
-    manifest.add([("a.md", "1"), ("b.md", "2")])
+    manifest.add("a.md", "1", "/docs")
+    manifest.add("b.md", "2", "/docs", 3)
     manifest.save()
     again = Manifest.load(tmp_path, "docs")
     assert again.has("a.md", "1")
@@ -134,6 +135,16 @@ def test_a_manifest_remembers_sources_by_digest(tmp_path: Path) -> None:
     assert not Manifest.load(tmp_path, "other").has("a.md", "1")
     again.forget_all()
     assert not again.has("a.md", "1")
+    assert again.indexed_from("/docs") == ["a.md", "b.md"]
+    assert again.num_parts("b.md") == 3
+
+
+def test_a_document_being_replaced_is_not_known_and_keeps_its_most_parts(tmp_path: Path) -> None:
+    manifest = Manifest.load(tmp_path, "docs")
+    manifest.add("a.md", "1", "/docs", 4)
+    manifest.begin("a.md", "/docs", 2)
+    assert not manifest.has("a.md", "1")
+    assert manifest.num_parts("a.md") == 4
 
 
 def test_a_damaged_manifest_is_an_empty_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sage_actor import ActorRuntime
 from sage_bus import MemoryBroker
-from sage_core import BadRequest, Budget, LimitExceeded, load_settings
+from sage_core import BadRequest, Budget, LimitExceeded, NotFound, load_settings
 from sage_core.settings import ActorSettings
 from sage_operator_worker import (
     CollectionInfo,
@@ -133,6 +133,18 @@ async def test_documents_are_split_indexed_and_retrieved(start: Start) -> None:
     ]
     removed = await running.ask(index(0, removed_sources=["s"]), Indexed)
     assert removed == Indexed(num_chunks=0, num_sources=0)
+
+
+async def test_sources_are_removed_without_a_model_and_without_making_a_collection(start: Start) -> None:
+    running = await start()
+    removal = Index(
+        collection="docs", embedding_model="", dim=0, chunks=[], vectors=b"", removed_sources=["a"]
+    )
+    assert await running.ask(removal, Indexed) == Indexed(num_chunks=0, num_sources=0)
+    with pytest.raises(NotFound):
+        await running.ask(Retrieve(collection="docs", query="x", vector=UNIT), Retrieved)
+    await running.ask(index(2), Indexed)
+    assert await running.ask(removal, Indexed) == Indexed(num_chunks=0, num_sources=0)
 
 
 async def test_the_store_is_called_in_the_worker_s_own_threads(start: Start) -> None:

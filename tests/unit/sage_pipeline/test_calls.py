@@ -204,6 +204,25 @@ def test_a_document_that_has_become_empty_loses_its_earlier_passages() -> None:
     assert work.removed_sources == ["emptied"]
 
 
+def test_a_run_that_only_removes_sources_asks_the_index_alone() -> None:
+    run = RunPipeline(pipeline="i", removed_sources=["b", "a"])
+    documents = lower(INDEXING, INDEXING.step("documents"), {}, run, resolve)
+    assert documents == Documents(())
+    assert lower(INDEXING, INDEXING.step("split"), {"documents": documents}, run, resolve) == Chunks(())
+    calls = lowered(INDEXING, "index", run=run, chunks=EmbeddedChunks("m", 0, (), b""))
+    (work,) = (call.work for call in calls.calls)
+    assert isinstance(work, Index)
+    assert (work.chunks, work.removed_sources) == ([], ["a", "b"])
+
+
+def test_a_source_that_is_removed_and_brought_anew_stays() -> None:
+    run = RunPipeline(pipeline="i", documents=[Document(source="0", text="x")], removed_sources=["0", "0#2"])
+    chunks = EmbeddedChunks("m", 1, (Chunk(source="0", position=0, text="x"),), rows(1))
+    (work,) = (call.work for call in lowered(INDEXING, "index", run=run, chunks=chunks).calls)
+    assert isinstance(work, Index)
+    assert work.removed_sources == ["0#2"]
+
+
 def test_vectors_follow_their_passages_when_a_source_returns_later() -> None:
     chunks = (
         Chunk(source="a", position=0, text="1"),
@@ -288,6 +307,7 @@ def test_inner_models_keep_the_pipelines_sampling() -> None:
         (ASKING, RunPipeline(pipeline="a"), "messages"),
         (ASKING, RunPipeline(pipeline="a", documents=[Document(source="s", text="t")]), "messages"),
         (ASKING, RunPipeline(pipeline="a", messages=[ChatMessage(role="system", content="s")]), "messages"),
+        (ASKING, RunPipeline(pipeline="a", removed_sources=["s"]), "messages"),
         (INDEXING, RunPipeline(pipeline="i"), "documents"),
         (INDEXING, RunPipeline(pipeline="i", messages=list(QUESTION.messages)), "documents"),
     ],

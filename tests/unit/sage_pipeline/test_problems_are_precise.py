@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from sage_pipeline import PipelineError, parse_pipeline
+from sage_pipeline.build import build
 from sage_pipeline.yaml_source import MAX_YAML_BYTES
 
 
@@ -308,3 +309,32 @@ def test_an_alias_bomb_costs_nothing() -> None:
         for level in range(12)
     )
     assert problems_of(bomb) == ["p.yaml:1:4: anchor '&a' is not allowed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('name: x\ndescription: "\\ud800"\nnodes:\n  - type: chat\n', "p.yaml:2:14: "),
+        ('name: x\n"\\udc00": 1\nnodes:\n  - type: chat\n', "p.yaml:2:1: "),
+        ('name: x\nnodes:\n  - type: llm\n    stop: [ok, "\\ud800"]\n', "p.yaml:4:16: "),
+        ('name: x\nparameters:\n  "a\\ud800": {default: b}\nnodes: []\n', "p.yaml:3:3: "),
+    ],
+)
+def test_half_a_character_is_refused_where_it_stands_in_one_printable_line(text: str, place: str) -> None:
+    (line,) = problems_of(text)
+    assert line.startswith(place)
+    assert "surrogate" in line
+    line.encode()
+
+
+@pytest.mark.parametrize("escape", ["\\0", "\\e", "\\x7f", "\\n"])
+def test_control_characters_in_keys_are_refused(escape: str) -> None:
+    (line,) = problems_of(f'name: x\n"a{escape}b": 1\nnodes:\n  - type: chat\n')
+    assert line.startswith("p.yaml:2:1: ")
+    assert "control character" in line
+    assert line.isprintable()
+
+
+def test_half_a_character_from_python_is_refused_too() -> None:
+    with pytest.raises(PipelineError, match="surrogate"):
+        build({"name": "x", "description": "\ud800", "nodes": [{"type": "chat"}]})

@@ -91,3 +91,8 @@ def test_auto_means_the_first_pool_by_name_and_stays_while_its_worker_restarts()
     with pytest.raises(Unavailable) as caught:
         directory.resolve("rerank", "auto")
     assert caught.value.retry_after
+
+
+def test_pipelines_announce_what_they_take() -> None:
+    takes = {model.name: model.takes for model in load_library().models()}
+    assert (takes["pipeline/index-docs"], takes["pipeline/rag-docs"]) == ("documents", "messages")
