@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import uvloop
-from http_load import Outcome, closed_loop, open_loop, percentile
+from http_load import Outcome, closed_loop, open_loop, percentile, poisson_arrivals
 
 from sage_llm_worker.engines.emulated import EmulatedEngine
 from sage_wire.messages import Generate, Sampling, TextPrompt, Tokens
@@ -127,16 +127,15 @@ def paced(instance: Instance, streams: int, seconds: float) -> dict:
     `added_ttft_*` is the percentile through SAGE less the same percentile of the bare engine in this process,
     with the same arrivals, one right after the other.
     """
-    rate = streams / (PACED_TOKENS * 0.01)
-    floor = uvloop.run(bare_engine_ttft(rate, seconds))
+    arrivals = poisson_arrivals(streams / (PACED_TOKENS * 0.01), seconds)
+    floor = uvloop.run(bare_engine_ttft(arrivals))
     outcomes = uvloop.run(
         open_loop(
             instance.host,
             instance.port,
             CHAT,
             body(PACED_TOKENS, is_stream=True),
-            rate=rate,
-            seconds=seconds,
+            arrivals=arrivals,
             is_stream=True,
         )
     )
@@ -153,8 +152,8 @@ def paced(instance: Instance, streams: int, seconds: float) -> dict:
     }
 
 
-async def bare_engine_ttft(rate: float, seconds: float) -> list[float]:
-    """Return the TTFTs, in seconds, of the paced engine alone under open-loop arrivals."""
+async def bare_engine_ttft(arrivals: list[float]) -> list[float]:
+    """Return the TTFTs, in seconds, of the paced engine alone under the same arrivals."""
     engine = EmulatedEngine(profile="paced", profiles_file=PROFILES, max_sequences=256)
     await engine.start()
     request = Generate(
@@ -171,8 +170,8 @@ async def bare_engine_ttft(rate: float, seconds: float) -> list[float]:
 
     started = time.monotonic()
     tasks = []
-    for n in range(int(rate * seconds)):
-        due = started + n / rate
+    for n, offset in enumerate(arrivals):
+        due = started + offset
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         tasks.append(asyncio.create_task(one(n, due)))
     await asyncio.gather(*tasks)
@@ -262,7 +261,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"`{report['command']}`, {report['date']}, {report['machine']}; medians of {report['runs']} runs. Where the "
         "engine takes no time, TTFT and latency are what gateway, scheduler, NATS and worker add. Where it paces "
         "tokens 10 ms apart, added TTFT is the difference to the same engine called directly under the same "
-        "arrivals. The gateway has core 0 to itself; all else, the load generator included, shares core 1.",
+        "Poisson arrivals. The gateway has core 0 to itself; all else, the load generator included, shares core 1.",
         "",
         "| " + " | ".join(title for title, _ in COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",

@@ -7,13 +7,14 @@ to the first SSE event whose delta has non-empty content; a stream counts as goo
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httptools
 
-__all__ = ["Outcome", "closed_loop", "open_loop", "percentile"]
+__all__ = ["Outcome", "closed_loop", "open_loop", "percentile", "poisson_arrivals"]
 
 
 @dataclass(slots=True)
@@ -115,10 +116,18 @@ async def closed_loop(
     return outcomes, time.monotonic() - started
 
 
+def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> list[float]:
+    """Return send times within `seconds`, with exponential gaps. Even gaps would lock to an engine's step time."""
+    generator, now, times = random.Random(seed), 0.0, []
+    while (now := now + generator.expovariate(rate)) < seconds:
+        times.append(now)
+    return times
+
+
 async def open_loop(
-    host: str, port: int, path: str, body: bytes, *, rate: float, seconds: float, is_stream: bool
+    host: str, port: int, path: str, body: bytes, *, arrivals: list[float], is_stream: bool
 ) -> list[Outcome]:
-    """Send at a fixed `rate` whatever the answers; latency counts from each scheduled send."""
+    """Send at `arrivals` (seconds from now) whatever the answers; latency counts from each scheduled send."""
     request = _request(host, port, path, body)
     outcomes: list[Outcome] = []
     idle: list[_Connection] = []
@@ -130,8 +139,8 @@ async def open_loop(
 
     tasks = []
     started = time.monotonic()
-    for n in range(int(rate * seconds)):
-        due = started + n / rate
+    for offset in arrivals:
+        due = started + offset
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         outcome = Outcome(due=due)
         outcomes.append(outcome)
