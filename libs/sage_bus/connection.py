@@ -279,7 +279,7 @@ class Connection:
         for listener in tuple(self._listeners):
             try:
                 listener(event, detail)
-            except Exception:
+            except Exception:  # one listener's bug must not cost the others the event
                 log.exception("bus_listener_failed", event_kind=event.value)
 
     async def _on_error(self, error: Exception) -> None:

@@ -118,7 +118,7 @@ class Supervisor:
     async def _accompany(self, companion: Callable[[], Awaitable[None]]) -> None:
         try:
             await companion()
-        except Exception as error:
+        except Exception as error:  # raised again by the caller, once everything it started has stopped
             self._failure = error
             self.stop()
 

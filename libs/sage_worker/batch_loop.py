@@ -139,7 +139,7 @@ class BatchLoop(Generic[ItemT, ResultT]):
     async def _run_batch(self, batch: list[Entry[ItemT]]) -> None:
         try:
             results = await self._in_thread([entry.item for entry in batch])
-        except Exception as error:
+        except Exception as error:  # a model may raise anything; it costs the callers of this batch alone
             parts: dict[int, list[Entry[ItemT]]] = {}
             for entry in batch:
                 parts.setdefault(entry.ticket, []).append(entry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -48,7 +49,7 @@ HEADROOM_BYTES: Final = 4096
 OUT_OF_BAND: Final = -1
 
 
-class Worker(Actor):
+class Worker(Actor, ABC):
     """Performs dispatched requests. A subclass gives `perform`, `models` and `max_in_flight`.
 
     Twice `max_in_flight` may be held, as a scheduler that starts anew may count wrongly for a moment; what goes
@@ -65,6 +66,7 @@ class Worker(Actor):
         self._ledger = DispatchLedger()
         self._held: dict[Key, Held] = {}
 
+    @abstractmethod
     def perform(self, request: Assigned) -> AsyncIterator[Event]:
         """Yield the events of `request`, the last one `Completed`; implement as an async generator.
 
@@ -72,11 +74,12 @@ class Worker(Actor):
         `Failed(internal)` and is logged. It is cancelled when the caller gives up, when the budget is spent, and
         at the end of a drain. Events after `Completed` are not asked for.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def models(self) -> list[ServedModel]:
         """Return the pools this worker serves, for announcements. Cheap; may change over time."""
-        raise NotImplementedError
+        ...
 
     def health(self) -> str:
         """Return `ok`, or in a few words what is wrong, for announcements."""
@@ -190,7 +193,7 @@ class Worker(Actor):
             error = Cancelled(f"the request was cancelled: {held.cancel_reason}")
         except SageError as raised:
             error = raised
-        except Exception as raised:
+        except Exception as raised:  # a bug in one request ends that request alone
             self.context.log.exception(
                 "perform_failed", request_id=assigned.request_id, attempt=assigned.attempt, pool=assigned.pool
             )

@@ -158,7 +158,7 @@ class JobPuller:
         except SageError as error:  # the bus is gone: the queue delivers it again
             log.warning("job_left", error=error.message)
             outcome = "left"
-        except Exception:
+        except Exception:  # a bug costs this delivery alone; the job is given back
             log.exception("job_crashed")
             outcome = "crashed"
             with suppress(SageError):

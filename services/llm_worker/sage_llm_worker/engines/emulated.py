@@ -180,7 +180,7 @@ class EmulatedEngine:
     async def _run(self) -> None:
         try:
             await self._step_for_ever()
-        except Exception as error:
+        except Exception as error:  # nobody may wait for an engine that has stopped; raised again below
             for item in self._requests.values():
                 item.stream.fail(WorkerLost(f"the emulated engine stopped: {error!r}"))
             raise

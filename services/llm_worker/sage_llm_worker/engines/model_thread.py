@@ -118,7 +118,7 @@ class ModelThread:
         except SageError as error:
             self._from_thread(self._settle_load, error)
             return
-        except Exception as error:
+        except Exception as error:  # loaders raise anything; it is told as a setting that cannot be served
             message = f"model {self._options.path} cannot be loaded: {error}"
             self._from_thread(self._settle_load, ConfigurationError(message))
             return
@@ -126,7 +126,7 @@ class ModelThread:
         while self._take_commands():
             try:
                 self._step()
-            except Exception as error:
+            except Exception as error:  # a failed step fails its sequences, not the thread
                 self._fail_all(error)
             self._publish()
 
@@ -198,7 +198,7 @@ class ModelThread:
             self._deliver(submission.stream, error)
             self._publish()
             return
-        except Exception as error:
+        except Exception as error:  # a chat template may raise anything; it costs this request alone
             self._log.exception("prompt_rejected", request_id=submission.request_id)
             self._deliver(submission.stream, Internal(f"the prompt could not be prepared: {error!r}"))
             self._publish()

@@ -298,7 +298,7 @@ async def _mapped(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
         raise Overloaded(f"vLLM's queue is full: {error}") from None
     except (VLLMClientError, ValueError) as error:
         raise BadRequest(f"vLLM refuses the request: {error}") from None
-    except Exception as error:
+    except Exception as error:  # vLLM's errors have no common base; told as this request's failure
         get_logger().error("engine_request_failed", exc_info=error)
         raise EngineError(f"vLLM failed on this request: {error!r}") from error
 

@@ -9,6 +9,7 @@ Needs pytest and pytest-asyncio (auto mode). Engines with at least two sequences
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -64,16 +65,17 @@ async def collect(engine: Engine, request: Generate, request_id: str = "r") -> A
     return answer
 
 
-class EngineSuite:
+class EngineSuite(ABC):
     """Overwrite `make_engine`, and what follows where an engine needs another prompt or counts otherwise."""
 
     num_tokens = 24
     is_batch_exact = True
     """False where the text of a request may depend on what else is in the batch."""
 
+    @abstractmethod
     def make_engine(self, max_sequences: int | None = None) -> Engine:
         """Return an engine, not started."""
-        raise NotImplementedError
+        ...
 
     def prompt(self, number: int = 0) -> ChatPrompt:
         """Return a prompt whose answer has more than `num_tokens` tokens."""
