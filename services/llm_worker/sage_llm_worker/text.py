@@ -60,6 +60,9 @@ class Detokenizer:
         if self._window > 64:
             del self._ids[: self._window]
             self._window, self._read = 0, len(self._ids)
+        if not text.startswith(before):
+            # Bytes that were given up as garbage began a character that is complete now.
+            before = before.rstrip(_REPLACEMENT) if text.startswith(before.rstrip(_REPLACEMENT)) else before
         return text[len(before) :].replace(_REPLACEMENT, "")
 
 

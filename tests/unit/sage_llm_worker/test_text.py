@@ -1,6 +1,6 @@
 """What leaves an engine: whole characters, no stop strings, and text that always equals its ids."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sage_llm_worker.text import Detokenizer, TextAssembler
@@ -32,6 +32,7 @@ def test_a_character_spread_over_tokens_leaves_when_it_is_complete():
 
 
 @given(st.binary(max_size=80))
+@example(b"\x80\x80\x80\xe0\xa0\x80\x00")
 def test_bytes_that_are_no_text_vanish_and_the_rest_stays_in_order(data):
     detokenizer = Detokenizer(decode_bytes)
     text = "".join(detokenizer.push(byte) or "" for byte in data)
