@@ -1,0 +1,1 @@
+"""A discrete-event cluster that runs the scheduler's own policies on traces. No network, no clock."""

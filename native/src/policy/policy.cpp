@@ -1,0 +1,1 @@
+#include "sage/policy/policy.hpp"

@@ -1,0 +1,1 @@
+#include "sage/step_cost.hpp"
