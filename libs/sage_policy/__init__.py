@@ -1,7 +1,11 @@
 """Scheduling policies: pure state machines, the same object live and simulated."""
 
-from sage_policy.least_outstanding import LeastOutstanding
+from sage_policy.configured import ConfiguredPolicy
+from sage_policy.placement_policy import LeastOutstanding, PlacementPolicy
+from sage_policy.placement_pool import InstanceView, RunningRequest
 from sage_policy.policy import (
+    RECONCILE_AFTER,
+    UNLISTED_AFTER,
     Abort,
     Cancelled,
     Candidate,
@@ -26,14 +30,22 @@ from sage_policy.policy import (
     Telemetry,
     Timer,
 )
-from sage_policy.registry import POLICIES, make_policy
+from sage_policy.python_policy import native_of
+from sage_policy.registry import BASELINES, LAYERS, POLICIES, make_policy, policy_options
+from sage_policy.slo import DEFAULT_CLASSES, SloClass, Targets, targets_of
 
 __all__ = [
+    "BASELINES",
+    "DEFAULT_CLASSES",
+    "LAYERS",
     "POLICIES",
+    "RECONCILE_AFTER",
+    "UNLISTED_AFTER",
     "Abort",
     "Cancelled",
     "Candidate",
     "Command",
+    "ConfiguredPolicy",
     "Decision",
     "Dispatch",
     "EngineProfile",
@@ -43,16 +55,24 @@ __all__ = [
     "Instance",
     "InstanceDown",
     "InstanceUp",
+    "InstanceView",
     "LeastOutstanding",
+    "PlacementPolicy",
     "Policy",
     "PoolClosed",
     "Progressed",
+    "RunningRequest",
     "ScaleHint",
     "SetTimer",
     "Shed",
+    "SloClass",
     "Started",
     "Submitted",
+    "Targets",
     "Telemetry",
     "Timer",
     "make_policy",
+    "native_of",
+    "policy_options",
+    "targets_of",
 ]

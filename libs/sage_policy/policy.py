@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import nan
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 __all__ = [
+    "RECONCILE_AFTER",
+    "UNLISTED_AFTER",
     "Abort",
     "Cancelled",
     "Candidate",
@@ -37,6 +39,12 @@ __all__ = [
     "Telemetry",
     "Timer",
 ]
+
+RECONCILE_AFTER: Final = 3.0
+"""Seconds after which a dispatch that its instance does not list counts as lost, on its way there or back."""
+
+UNLISTED_AFTER: Final = 1.0
+"""Seconds for which it must have been missing: the last report of a request may be behind the announcement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,8 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_context: int = 32768
     kv_tokens: int = 1_000_000
     block_tokens: int = 16
-    watermark: float = 0.01
+    watermark: float = 0.0
+    async_scheduling: bool = True
 
     @property
     def is_instant(self) -> bool:

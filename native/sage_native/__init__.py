@@ -1,5 +1,33 @@
-"""Native kernels (C++20): exact nearest neighbours, re-selection, rank fusion, text splitting."""
+"""Native code (C++20): operator kernels, the scheduling policies, the engine model and the simulator."""
 
-from sage_native._native import maximal_marginal_relevance, reciprocal_rank_fusion, split_text, top_k
+from sage_native._native import (
+    ConfiguredPolicy,
+    EngineModel,
+    InstanceSpec,
+    Policy,
+    PythonPolicy,
+    Simulation,
+    SimulationOptions,
+    SimulationResult,
+    Workload,
+    maximal_marginal_relevance,
+    reciprocal_rank_fusion,
+    split_text,
+    top_k,
+)
 
-__all__ = ["maximal_marginal_relevance", "reciprocal_rank_fusion", "split_text", "top_k"]
+__all__ = [
+    "ConfiguredPolicy",
+    "EngineModel",
+    "InstanceSpec",
+    "Policy",
+    "PythonPolicy",
+    "Simulation",
+    "SimulationOptions",
+    "SimulationResult",
+    "Workload",
+    "maximal_marginal_relevance",
+    "reciprocal_rank_fusion",
+    "split_text",
+    "top_k",
+]

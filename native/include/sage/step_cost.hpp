@@ -19,6 +19,8 @@ struct StepCost {
     double m0 = 0, m1 = 0, m2 = 0, m3 = 0, m4 = 0;
     double host = 0;
 
+    bool operator==(const StepCost&) const = default;
+
     [[nodiscard]] double decode(double decoding, double resident) const {
         return host + a0 + a1 * decoding + a2 * resident;
     }
@@ -36,7 +38,8 @@ struct EngineLimits {
     std::uint32_t max_context = 32768;
     std::uint64_t kv_tokens = 1'000'000;
     std::uint32_t block_tokens = 16;
-    double watermark = 0.01;  // share of the KV cache that admission leaves free
+    double watermark = 0;  // share of the KV cache that admission leaves free
+    bool async_scheduling = true;  // it plans a step while the one before it still runs
 };
 
 }  // namespace sage

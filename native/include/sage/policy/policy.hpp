@@ -92,7 +92,7 @@ struct Event {
 
 enum class CommandKind : std::uint8_t { dispatch, shed, abort, set_timer, scale_hint };
 
-enum class ShedCode : std::uint8_t { overloaded, deadline_exceeded, worker_lost, cancelled };
+enum class ShedCode : std::uint8_t { overloaded, deadline_exceeded, worker_lost, cancelled, context_length_exceeded };
 
 // An instance that was considered; lower scores win. `blocked` says why it could not be used, empty where it could.
 struct Candidate {

@@ -1,1 +1,0 @@
-#include "sage/policy/policy.hpp"
