@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sage_cli.commands import inspection, lifecycle, settings, showcase, talk
+from sage_cli.commands import fitting, inspection, lifecycle, settings, showcase, simulation, talk
 from sage_cli.exits import CommandFailed, Exit, exit_code_of
 from sage_core import SageError
 from sage_core.settings import refuse_unknown_variables
@@ -39,11 +39,14 @@ for _command in (
     inspection.trace,
     inspection.explain,
     inspection.plan,
+    inspection.replay,
+    simulation.simulate,
+    fitting.fit_profile,
     lifecycle.logs,
     lifecycle.stop,
     lifecycle.version,
 ):
-    app.command(_command.__name__)(_command)
+    app.command(_command.__name__.replace("_", "-"))(_command)
 config_app.command("show")(settings.show)
 config_app.command("check")(settings.check)
 app.add_typer(config_app, name="config")

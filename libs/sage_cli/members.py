@@ -8,15 +8,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sage_cli import child
 from sage_cli.supervision import Member
 from sage_core import ConfigurationError
 
+if TYPE_CHECKING:
+    from sage_cli.emulated_fleet import EmulatedWorker
+
 __all__ = [
     "BUS",
     "KINDS",
+    "LLM_WORKER",
     "Choices",
     "actor_command",
     "actor_environment",
@@ -26,6 +30,7 @@ __all__ = [
 ]
 
 BUS: Final = "nats-server"
+LLM_WORKER: Final = "llm-worker"
 
 _STOP_STAGES: Final = {
     "gateway": 0,
@@ -61,6 +66,7 @@ class Choices:
     port: int | None = None
     config: Path | None = None
     without: tuple[str, ...] = ()
+    fleet: str | None = None
 
 
 def kinds_without(without: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,15 +77,24 @@ def kinds_without(without: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind not in without)
 
 
-def members(kinds: tuple[str, ...]) -> tuple[Member, ...]:
-    """Return what the supervision keeps running: the bus first, then all actors at once."""
-    return (Member(BUS, 0, _STOP_STAGES[BUS]), *(Member(kind, 1, _STOP_STAGES[kind]) for kind in kinds))
+def members(kinds: tuple[str, ...], workers: tuple[EmulatedWorker, ...] = ()) -> tuple[Member, ...]:
+    """Return what the supervision keeps running: the bus first, then all actors at once.
+
+    An actor is called as its kind, as there is one of each; emulated `workers` stand in for the one llm-worker.
+    """
+    names: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in kinds}
+    if workers:
+        names[LLM_WORKER] = tuple(worker.name for worker in workers)
+    return (
+        Member(BUS, 0, _STOP_STAGES[BUS]),
+        *(Member(name, 1, _STOP_STAGES[kind]) for kind in names for name in names[kind]),
+    )
 
 
-def actor_command(kind: str) -> list[str]:
-    """Return how an actor is started as a child of this process. Its id is its kind: one of each per instance."""
+def actor_command(kind: str, actor_id: str) -> list[str]:
+    """Return how an actor is started as a child of this process."""
     module = "sage_" + kind.replace("-", "_")
-    arguments = [sys.executable, "-m", module, "--id", kind, "--parent-pid", str(os.getpid())]
+    arguments = [sys.executable, "-m", module, "--id", actor_id, "--parent-pid", str(os.getpid())]
     return child.command(os.getpid(), arguments)
 
 

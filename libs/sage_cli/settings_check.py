@@ -48,9 +48,8 @@ def check_services(settings: Mapping[str, ServiceSettings]) -> None:
 
     Raises ConfigurationError naming every problem.
     """
-    from sage_llm_worker.config_files import find_config
+    from sage_llm_worker.profiles import load_profile
     from sage_llm_worker.settings import LlmWorkerSettings
-    from sage_llm_worker.step_time import load_profile
     from sage_planner.library import load_library
     from sage_planner.settings import PlannerSettings
 
@@ -61,7 +60,7 @@ def check_services(settings: Mapping[str, ServiceSettings]) -> None:
                 load_library(loaded.planner.pipelines_dir)
             elif isinstance(loaded, LlmWorkerSettings):
                 emulated = loaded.llm_worker.emulated
-                load_profile(emulated.profile, emulated.profiles_file or find_config("engines/emulated.toml"))
+                load_profile(emulated.profile, emulated.profiles_file)
         except ConfigurationError as error:
             problems += error.message.splitlines()
     if problems:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -30,9 +32,27 @@ class Observed:
 
     actors: dict[str, Announcement]
 
-    def is_ready(self, kind: str) -> bool:
-        """True where some actor of `kind` is ready."""
-        return any(actor.kind == kind and actor.state == "ready" for actor in self.actors.values())
+    def missing(self, kinds: Sequence[str]) -> list[str]:
+        """Return the kinds of which fewer are ready than `kinds` lists, each once."""
+        return self._fewer_than(kinds, {"ready"})
+
+    def is_complete(self, kinds: Sequence[str]) -> bool:
+        """True where as many are heard, in any state, as `kinds` lists."""
+        return not self._fewer_than(kinds, None)
+
+    def unled(self) -> list[str]:
+        """Return the pools of ready workers that no scheduler leads yet, sorted; none where there is no scheduler."""
+        if all(actor.kind != "scheduler" for actor in self.actors.values()):
+            return []
+        led = {pool for actor in self.actors.values() for pool in actor.leads}
+        ready = [actor for actor in self.actors.values() if actor.state == "ready"]
+        return sorted({model.name for actor in ready for model in actor.models} - led)
+
+    def _fewer_than(self, kinds: Sequence[str], states: Container[str] | None) -> list[str]:
+        found = Counter(
+            actor.kind for actor in self.actors.values() if states is None or actor.state in states
+        )
+        return [kind for kind, number in Counter(kinds).items() if found[kind] < number]
 
 
 class ActorReport(msgspec.Struct, frozen=True):
@@ -51,6 +71,7 @@ class ActorReport(msgspec.Struct, frozen=True):
     host: str
     pid: int
     epoch: str
+    leads: list[str] = []
 
 
 class StatusReport(msgspec.Struct, frozen=True):
@@ -80,11 +101,11 @@ async def observe(instance: Instance, *, wait_ready: float = 0.0) -> Observed:
         while True:
             changed.clear()
             found = Observed(dict(roster.actors))
-            heard = {actor.kind for actor in found.actors.values()}
             elapsed = time.monotonic() - started
-            is_all_ready = all(found.is_ready(kind) for kind in instance.kinds)
             limit = wait_ready if wait_ready > 0 else _HEARING_TIME
-            is_enough = is_all_ready if wait_ready > 0 else heard >= set(instance.kinds)
+            kinds = instance.kinds
+            is_ready = not found.missing(kinds) and not found.unled()
+            is_enough = is_ready if wait_ready > 0 else found.is_complete(kinds)
             if is_enough or elapsed >= limit:
                 return found
             try:
@@ -110,10 +131,11 @@ def report(instance: Instance, found: Observed) -> StatusReport:
             host=actor.host,
             pid=actor.pid,
             epoch=actor.epoch,
+            leads=actor.leads,
         )
         for actor in _sorted(found)
     ]
-    missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
+    missing = found.missing(instance.kinds)
     return StatusReport(
         name=instance.name,
         is_ready=not missing,
@@ -152,7 +174,7 @@ def status_table(instance: Instance, found: Observed) -> Group:
             age_text(actor.started_s_ago),
             *((actor.version, actor.host) if len(hosts) > 1 else ()),
         )
-    missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
+    missing = found.missing(instance.kinds)
     head = Text.assemble(("SAGE ", "bold"), instance.name, "  ", (f"{instance.gateway_url}/v1", "green"))
     if len(hosts) == 1:
         version, host = next(iter(hosts))

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from sage_actor import ChangeKind, Roster, RosterChange
 from sage_bus import BusEvent, connect
@@ -14,6 +15,7 @@ from sage_cli.bus_server import BusServer
 from sage_cli.exits import Exit, fail
 from sage_cli.members import (
     BUS,
+    LLM_WORKER,
     Choices,
     actor_command,
     actor_environment,
@@ -30,7 +32,12 @@ from sage_cli.supervisor import Launch, Outcome, Supervisor
 from sage_core import BusSettings, ConfigurationError, Paths, SystemClock
 from sage_wire.messages import Announcement
 
+if TYPE_CHECKING:
+    from sage_cli.emulated_fleet import EmulatedWorker
+
 __all__ = ["WhenReady", "run_instance"]
+
+_FLEET_PROFILES = "fleet-profiles.toml"
 
 WhenReady = Callable[[Instance], Awaitable[bool]]
 """Called once everything is ready; returns True to stop the instance, False to go on serving."""
@@ -51,6 +58,7 @@ def run_instance(
     """
     paths = Paths.for_instance(name)
     kinds = kinds_without(choices.without)
+    workers = _emulated_workers(choices, paths)
     if choices.config is not None and not choices.config.exists():
         fail(f"settings file {choices.config} does not exist", Exit.USAGE)
     trial = actor_environment(
@@ -65,6 +73,7 @@ def run_instance(
     )
     with own_instance(name, paths), PortReservations(private_folder(paths.runtime.parent)) as reserved:
         paths.create()
+        _write_profiles(workers, paths)
         if port == 0:
             port = reserved.reserve_any(host)
         elif not reserved.reserve(port, host):
@@ -82,17 +91,33 @@ def run_instance(
             bus_url=bus.url,
             gateway_url=f"http://{_reachable(host)}:{port}",
             started=time.time(),
-            kinds=list(kinds),
+            kinds=[*kinds, *([LLM_WORKER] * (len(workers) - 1))],
         )
         environment = actor_environment(
             environ, name=name, bus_url=bus.url, gateway_port=port, choices=choices
         )
         write(paths, instance)
-        running = _Running(instance, paths, bus, environment, open_screen(), when_ready)
+        running = _Running(instance, paths, bus, environment, workers, open_screen(), when_ready)
         try:
             return asyncio.run(running.run())
         finally:
             running.close()
+
+
+def _emulated_workers(choices: Choices, paths: Paths) -> tuple[EmulatedWorker, ...]:
+    if choices.fleet is None:
+        return ()
+    from sage_cli.emulated_fleet import emulated_workers, find_emulated_fleet, refuse_engine_options
+
+    refuse_engine_options(choices.model, choices.engine, choices.without)
+    return emulated_workers(find_emulated_fleet(choices.fleet), paths.runtime / _FLEET_PROFILES)
+
+
+def _write_profiles(workers: tuple[EmulatedWorker, ...], paths: Paths) -> None:
+    if workers:
+        from sage_cli.emulated_fleet import profiles_toml
+
+        (paths.runtime / _FLEET_PROFILES).write_text(profiles_toml(workers), "utf-8")
 
 
 def _reachable(host: str) -> str:
@@ -108,6 +133,7 @@ class _Running:
         paths: Paths,
         bus: BusServer,
         environment: Mapping[str, str],
+        workers: tuple[EmulatedWorker, ...],
         screen: Screen,
         when_ready: WhenReady | None,
     ) -> None:
@@ -115,9 +141,10 @@ class _Running:
         self.paths = paths
         self.bus = bus
         self.environment = environment
+        self.workers = {worker.name: worker for worker in workers}
         self.screen = screen
         self.when_ready = when_ready
-        self.supervision = Supervision(members(tuple(instance.kinds)))
+        self.supervision = Supervision(members(tuple(dict.fromkeys(instance.kinds)), workers))
         self.supervisor = Supervisor(self.supervision, self._launch, paths.logs, self._changed)
         self.announcements: dict[str, Announcement] = {}
         self.all_ready = asyncio.Event()
@@ -132,7 +159,10 @@ class _Running:
     def _launch(self, name: str) -> Launch:
         if name == BUS:
             return Launch(self.bus.command(), {"PATH": os.environ.get("PATH", "")})
-        return Launch(actor_command(name), self.environment)
+        worker = self.workers.get(name)
+        if worker is not None:
+            return Launch(actor_command(LLM_WORKER, name), {**self.environment, **worker.environment})
+        return Launch(actor_command(name, name), self.environment)
 
     def _changed(self) -> None:
         if self.supervision.is_ready:

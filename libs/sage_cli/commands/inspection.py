@@ -1,4 +1,4 @@
-"""`sage trace`, `sage explain`, `sage plan`."""
+"""`sage trace`, `sage explain`, `sage plan`, `sage replay`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sage_cli.commands.options import AsJson, Name
 from sage_cli.exits import Exit, fail
 from sage_cli.terminal import out, print_json
 
-__all__ = ["explain", "plan", "trace"]
+__all__ = ["explain", "plan", "replay", "trace"]
 
 
 def trace(
@@ -60,9 +60,9 @@ def explain(
     name: Name = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Show why a request was placed as it was.
+    """Show why a request was placed, held or refused.
 
-    Queue time, candidates, scores and the reason, from the scheduler's receipt.
+    Queue time, candidates, scores, the reason, and what was predicted beside what came, from the scheduler's receipt.
 
     Example:  sage explain chatcmpl-0123456789abcdef
     """
@@ -102,3 +102,31 @@ def plan(
         print(found.to_json())
     else:
         print(found.to_mermaid() if mermaid else found.to_text())
+
+
+def replay(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Event log of a scheduler, from `events` in the state folder of its instance."),
+    ],
+) -> None:
+    """Replay a scheduler's event log, compare every decision.
+
+    Feeds the recorded events to a policy made anew. Exits with 1 and the first decision that comes out otherwise.
+
+    Example:  sage replay ~/.local/state/sage/default/events/scheduler.log
+    """
+    from sage_actor.announcer import installed_version
+    from sage_cli.replaying import difference_text, replay_file
+
+    found = replay_file(file)
+    header = found.log.header
+    version = installed_version()
+    if header.version != version:
+        print(f"recorded by version {header.version or '?'}, replayed by {version}")
+    if found.log.is_cut:
+        print("the last record was cut short when its scheduler ended")
+    if found.difference is not None:
+        print(difference_text(found.difference))
+        fail(f"{file}: policy {header.policy} decides otherwise from record {found.difference.index} on")
+    print(f"{found.num_events} events of policy {header.policy}: every command is the same, byte for byte")

@@ -40,6 +40,12 @@ def up(
     without: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Actor not to start; may be repeated.")
     ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Emulate a fleet as `sage simulate` reads it: a worker per instance."
+        ),
+    ] = None,
 ) -> None:
     """Start SAGE on this machine until Ctrl-C.
 
@@ -53,7 +59,7 @@ def up(
     from sage_cli.screens import LiveScreen, PlainScreen
     from sage_cli.up import run_instance
 
-    choices = Choices(model, engine, embedding_model, port, config, tuple(without or ()))
+    choices = Choices(model, engine, embedding_model, port, config, tuple(without or ()), fleet)
     outcome = run_instance(name, choices, lambda: LiveScreen(out) if out.is_terminal else PlainScreen(out))
     if outcome.status != Exit.OK:
         raise CommandFailed(outcome.reason, Exit(outcome.status))
@@ -109,7 +115,7 @@ def status(
         print_json(report(instance, found))
     else:
         out.print(status_table(instance, found))
-    missing = [kind for kind in instance.kinds if not found.is_ready(kind)]
+    missing = found.missing(instance.kinds)
     if wait_ready is not None and missing:
         fail(
             f"not ready after {wait_ready:g} s: {', '.join(missing)}; see `sage logs {missing[0]}`",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,13 +21,24 @@ from sage_cli.members import BUS, KINDS, Choices, actor_environment, kinds_witho
 from sage_cli.receipts import receipt_text
 from sage_cli.screens import PlainScreen, Snapshot
 from sage_cli.settings_check import gateway_address, load_all, shown
-from sage_cli.status import age_text
+from sage_cli.status import Observed, age_text
 from sage_cli.supervision import MemberView, State
 from sage_core import ConfigurationError
-from sage_wire.messages import Announcement, Document, Receipt, ReceiptCandidate, ServedModel
+from sage_policy import EngineProfile, Event, Instance, InstanceUp, Submitted, make_policy
+from sage_policy.event_log import LogHeader, encode_header, encode_record
+from sage_wire.messages import (
+    Announcement,
+    DecisionFacts,
+    Document,
+    Receipt,
+    ReceiptCandidate,
+    ReceiptTimes,
+    ServedModel,
+)
 
 COMMANDS = (
-    "up", "status", "chat", "index", "ask", "demo", "trace", "explain", "plan", "logs", "stop", "version",
+    "up", "status", "chat", "index", "ask", "demo", "trace", "explain", "plan", "replay", "simulate", "logs",
+    "stop", "version",
 )  # fmt: skip
 
 
@@ -276,6 +288,92 @@ def test_the_plain_screen_prints_changes_only(capsys: pytest.CaptureFixture[str]
 )
 def test_ages_are_shown_in_two_units(seconds: float, text: str) -> None:
     assert age_text(seconds) == text
+
+
+def test_a_receipt_shows_what_was_predicted_beside_what_came(capsys: pytest.CaptureFixture[str]) -> None:
+    receipt = Receipt(
+        request_id="r1", attempt=0, pool="qwen", policy="hybrid", decision="dispatched", reason="lowest score",
+        queue_ms=12.5, num_queued=3, chosen="w1", predicted_ms=900.0, actual_ms=1000.0,
+        predicted=ReceiptTimes(ttft_ms=120.0, tpot_ms=20.0),
+        actual=ReceiptTimes(ttft_ms=131.0, tpot_ms=21.5, num_tokens=41, num_cached=256),
+        facts=DecisionFacts(scheduler_id="s1", fence=7, batch=3, batch_size=2),
+    )  # fmt: skip
+    Console(width=120).print(receipt_text(receipt))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "chosen: w1, in batch 3 of 2" in lines
+    assert "decided by s1, fence 7" in lines
+    assert "first token 120.0 ms 131.0 ms" in lines
+    assert "per token after it 20.0 ms 21.5 ms" in lines
+    assert "whole request 900.0 ms 1000.0 ms" in lines
+    assert "41 tokens, 256 prompt tokens from the cache" in lines
+
+
+def test_a_refusal_says_with_what_and_until_when(capsys: pytest.CaptureFixture[str]) -> None:
+    receipt = Receipt(
+        request_id="r1", attempt=0, pool="qwen", policy="hybrid", decision="shed", reason="it would be late",
+        queue_ms=0.0, num_queued=3, facts=DecisionFacts(scheduler_id="s1", code="overloaded", retry_after=2.5),
+    )  # fmt: skip
+    Console(width=120).print(receipt_text(receipt))
+    assert "refused with overloaded, retry after 2.5 s" in capsys.readouterr().out
+
+
+def recorded(path: Path, decided_by: str = "hybrid") -> Path:
+    """Write a log that names the hybrid policy, told what a small cluster tells."""
+    header = LogHeader(policy="hybrid", max_queued=8, seed=1, version="0")
+    policy = make_policy(decided_by, max_queued=8, seed=1)
+    told: list[Event] = [
+        InstanceUp(Instance("w1", "m", 2, profile=EngineProfile(a0=0.02, m0=0.02, m1=1e-4))),
+        Submitted("r/0", "m", 60.0, num_prompt_tokens=900),
+    ]
+    records = [encode_record(event, 1.0, policy.handle(event, 1.0)) for event in told]
+    path.write_bytes(encode_header(header) + b"".join(records))
+    return path
+
+
+def test_a_replay_that_decides_the_same_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["replay", str(recorded(tmp_path / "s1.log"))]) == 0
+    assert "2 events of policy hybrid: every command is the same, byte for byte" in capsys.readouterr().out
+
+
+def test_a_replay_that_decides_otherwise_shows_the_first_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["replay", str(recorded(tmp_path / "s1.log", decided_by="least-outstanding"))]) == 1
+    captured = capsys.readouterr()
+    assert "record 1 differs, at 1.000000 s" in captured.out
+    assert "Submitted(key='r/0'" in captured.out
+    assert captured.out.count("Dispatch(") == 2
+    assert "decides otherwise from record 1 on" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file"), (b"text", "no event log"), (b"", "no event log")]
+)
+def test_what_cannot_be_replayed_is_one_line_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "s1.log"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(["replay", str(path)]) == 2
+    error = one_line(capsys)
+    assert str(path) in error
+    assert reason in error
+
+
+def test_an_instance_is_waited_for_until_every_pool_has_a_leader() -> None:
+    def announced(actor_id: str, kind: str, **more: Any) -> Announcement:
+        return Announcement(
+            actor_id=actor_id, kind=kind, epoch="e", sequence=0, state="ready", version="1", host="h", pid=1,
+            **more,
+        )  # fmt: skip
+
+    worker = announced("w1", "llm-worker", models=[ServedModel(name=name, task="generate") for name in "ba"])
+    assert Observed({"w1": worker}).unled() == [], "there is nobody to lead"
+    idle = announced("s1", "scheduler")
+    assert Observed({"w1": worker, "s1": idle}).unled() == ["a", "b"]
+    leading = [announced("s1", "scheduler", leads=["a"]), announced("s2", "scheduler", leads=["b"])]
+    assert Observed({"w1": worker} | {actor.actor_id: actor for actor in leading}).unled() == []
 
 
 def test_a_receipt_says_why(capsys: pytest.CaptureFixture[str]) -> None:
