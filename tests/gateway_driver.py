@@ -10,7 +10,7 @@ from typing import Any
 
 from sage_core import Budget, Cancelled, FakeClock
 from sage_gateway import App, Catalog, Edge, GatewaySection, InFlight
-from sage_wire.messages import Completed, Event, ServedModel, Tokens, Usage, Work
+from sage_wire.messages import Completed, Event, ServedModel, Targets, Tokens, Usage, Work
 
 MODELS = (
     ServedModel(name="tiny", task="generate", engine="emulated", max_context=2048),
@@ -34,6 +34,8 @@ class FakeStream:
         self.request_id: str = options["request_id"]
         self.tenant: str = options["tenant"]
         self.slo_class: str = options["slo_class"]
+        self.targets: Targets = options["targets"]
+        self.route: str = options["route"]
         self.budget: Budget = options["budget"]
         self.traceparent: str | None = options["traceparent"]
         self.cancel_reason: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sage_wire.messages import ServedModel
+from sage_wire.messages import ServedModel, Telemetry
 
 if TYPE_CHECKING:
     from sage_actor.context import ActorContext
@@ -15,7 +15,10 @@ __all__ = ["Actor", "Presence"]
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What an actor announces of itself. `in_flight` lists what it holds as `request_id/attempt`."""
+    """What an actor announces of itself; see `Announcement`.
+
+    `in_flight` lists what it holds as `request_id/attempt`, `num_tokens` how many tokens each has generated.
+    """
 
     models: tuple[ServedModel, ...] = ()
     max_in_flight: int = 0
@@ -23,6 +26,9 @@ class Presence:
     num_queued: int = 0
     in_flight: tuple[str, ...] = ()
     health: str = "ok"
+    num_tokens: tuple[int, ...] = ()
+    telemetry: tuple[Telemetry, ...] = ()
+    leads: tuple[str, ...] = ()
 
 
 class Actor:

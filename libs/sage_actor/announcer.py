@@ -69,6 +69,9 @@ class Announcer:
             in_flight=list(presence.in_flight),
             health=presence.health,
             started_s_ago=round(self._clock.now() - self._started_at, 3),
+            num_tokens=list(presence.num_tokens),
+            telemetry=list(presence.telemetry),
+            leads=list(presence.leads),
         )
         try:
             self._bus.publish(subjects.announce(self._kind, self._actor_id), encode(announcement))

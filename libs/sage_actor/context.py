@@ -9,13 +9,13 @@ from typing import Any, Protocol, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from sage_actor.calls import Caller
-from sage_bus.bus import Bus
+from sage_bus.bus import Bus, Subscription
 from sage_core import Budget, Clock, new_id
 from sage_core.settings import ActorSettings
 from sage_telemetry import Telemetry
 from sage_wire.messages import Message
 
-__all__ = ["ActorContext", "Spawn"]
+__all__ = ["ActorContext", "Listen", "Spawn"]
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -26,6 +26,14 @@ class Spawn(Protocol):
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Start `coroutine`."""
+        ...
+
+
+class Listen(Protocol):
+    """Opens a further subject for a handler of one life."""
+
+    async def __call__(self, method: str, subject: str) -> Subscription:
+        """Subscribe."""
         ...
 
 
@@ -45,6 +53,7 @@ class ActorContext:
         telemetry: Telemetry | None,
         log: FilteringBoundLogger,
         spawn: Spawn,
+        listen: Listen,
         announce: Callable[[], None],
     ) -> None:
         self.actor_id = actor_id
@@ -57,6 +66,7 @@ class ActorContext:
         self.telemetry = telemetry
         self.log = log
         self._spawn = spawn
+        self._listen = listen
         self._announce = announce
         self._caller = Caller(new_id(length=12), clock)
 
@@ -94,6 +104,14 @@ class ActorContext:
         It starts without a current call or trace; pass on what it needs.
         """
         return self._spawn(coroutine, name=name)
+
+    async def listen(self, method: str, subject: str) -> Subscription:
+        """Let the handler named `method`, one that `is_on_demand`, answer on `subject` too.
+
+        Active at the server when this returns; ends with `unsubscribe`, or with this life. What arrived before is
+        still handled afterwards. Raises KeyError for a handler that is not on demand.
+        """
+        return await self._listen(method, subject)
 
     def announce(self) -> None:
         """Announce presence now; calls within one turn of the event loop make one announcement."""

@@ -25,6 +25,7 @@ class _Options:
     queue: str | None = None
     max_slots: int | None = None
     is_control: bool = False
+    is_on_demand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class HandlerSpec:
     queue: str | None
     max_slots: int | None
     is_control: bool
+    is_on_demand: bool
 
 
 @overload
@@ -51,6 +53,7 @@ def handles(
     queue: str | None = None,
     max_slots: int | None = None,
     is_control: bool = False,
+    is_on_demand: bool = False,
 ) -> Callable[[F], F]: ...
 
 
@@ -62,6 +65,7 @@ def handles(
     queue: str | None = None,
     max_slots: int | None = None,
     is_control: bool = False,
+    is_on_demand: bool = False,
 ) -> F | Callable[[F], F]:
     """Make `async def verb(self, request: Request) -> Reply | None` a handler.
 
@@ -69,14 +73,17 @@ def handles(
     case. `subject` is called once with the actor after its first `on_start`, and may return a pattern. `queue`
     joins a queue group, where a caller's cancel may reach another member; the budget still ends the call.
     `max_slots` bounds how many run at once; 1 also keeps them in order. `is_control` takes messages from the
-    control connection, past the bulk of the data connection, with a mailbox of its own.
+    control connection, past the bulk of the data connection, with a mailbox of its own. `is_on_demand`: it answers
+    nowhere until the actor calls `context.listen`, on as many subjects as it is told.
 
     A handler that returns None is told; where it is asked nevertheless, an empty map answers when it has ended.
     A SageError it raises is the reply; any other exception is a crash of the actor.
     """
     if max_slots is not None and max_slots < 1:
         raise ValueError(f"max_slots is {max_slots}; expected at least 1")
-    options = _Options(subject, queue, max_slots, is_control)
+    if is_on_demand and subject is not None:
+        raise ValueError("a handler on demand has no subject of its own: `context.listen` names it")
+    options = _Options(subject, queue, max_slots, is_control, is_on_demand)
 
     def mark(function: F) -> F:
         setattr(function, _OPTIONS, options)
@@ -113,9 +120,10 @@ def _read_specs(owner: type[object]) -> tuple[HandlerSpec, ...]:
                     queue=options.queue,
                     max_slots=options.max_slots,
                     is_control=options.is_control,
+                    is_on_demand=options.is_on_demand,
                 )
             )
-    own = [spec.verb for spec in specs if spec.subject is None]
+    own = [spec.verb for spec in specs if spec.subject is None and not spec.is_on_demand]
     for verb in own:
         if own.count(verb) > 1:
             raise TypeError(f"{owner.__qualname__} has two handlers for {verb!r}; give one of them a subject")

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ MAX_INTERVAL_MS: Final = 60_000
 PROOF_SECONDS: Final = 1.0
 SLOW_PROOF_SECONDS: Final = 0.25
 log = get_logger()
+T = TypeVar("T")
 
 
 class ChangeKind(enum.StrEnum):
@@ -107,6 +108,11 @@ class RosterState:
             return []
         return [RosterChange(ChangeKind.CHANGED, announcement)]
 
+    def is_latest(self, announcement: Announcement) -> bool:
+        """True where `announcement` is the one last taken in of its actor, not one that was refused as old."""
+        entry = self._entries.get(announcement.actor_id)
+        return entry is not None and entry.announcement is announcement
+
     def expire(self, now: float) -> list[RosterChange]:
         """Drop whoever missed three intervals."""
         lost = [entry.announcement for entry in self._entries.values() if now >= entry.expires_at]
@@ -140,6 +146,7 @@ class Roster:
         self._clock = clock or SystemClock()
         self._state = RosterState()
         self._listeners: list[Callable[[RosterChange], None]] = []
+        self._followers: list[Callable[[Announcement], None]] = []
         self._subscription: Subscription | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._proof: asyncio.Task[None] | None = None
@@ -159,6 +166,13 @@ class Roster:
                 self._listeners.remove(listener)
 
         return unsubscribe
+
+    def follow(self, follower: Callable[[Announcement], None]) -> None:
+        """Call `follower` with every announcement of somebody present from now on, news in it or not, in order.
+
+        The changes it made are told first.
+        """
+        self._followers.append(follower)
 
     async def start(self) -> None:
         """Listen, and ask everybody to announce. Answers come within a round trip, not before this returns."""
@@ -189,6 +203,9 @@ class Roster:
             log.warning("announcement_refused", subject=received.subject, actor_id=announcement.actor_id)
             return
         self._tell(self._state.handle(announcement, self._clock.now()))
+        if self._followers and self._state.is_latest(announcement):
+            for follower in self._followers:
+                _call(follower, announcement, announcement.actor_id)
         if self._timer is None:
             self._set_timer()
 
@@ -249,7 +266,11 @@ class Roster:
     def _tell(self, changes: list[RosterChange]) -> None:
         for change in changes:
             for listener in list(self._listeners):
-                try:
-                    listener(change)
-                except Exception as error:  # one listener's bug must not cost the others the change
-                    log.error("roster_listener_failed", actor_id=change.announcement.actor_id, exc_info=error)
+                _call(listener, change, change.announcement.actor_id)
+
+
+def _call(listener: Callable[[T], None], news: T, actor_id: str) -> None:
+    try:
+        listener(news)
+    except Exception as error:  # one listener's bug must not cost the others the news
+        log.error("roster_listener_failed", actor_id=actor_id, exc_info=error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Final
 
 from sage_actor.actor import Actor, Presence
@@ -69,6 +70,9 @@ class ActorRuntime:
         self._stopped = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._system_subscriptions: list[Subscription] = []
+        self._on_demand: dict[str, tuple[Desk, Route]] = {}
+        self._demanded: dict[str, set[Subscription]] = {}
+        """By the epoch of the life that opened them."""
         self.actor_id = actor_id
         outcome = Outcome(succeeded=self._succeeded, crashed=self._handler_crashed)
         self._desks = (self._desk(outcome), self._desk(outcome))
@@ -156,11 +160,15 @@ class ActorRuntime:
             telemetry=self._telemetry,
             log=get_logger().bind(epoch=epoch),
             spawn=life.spawn,
+            listen=partial(self._listen, epoch),
             announce=self._announcer.announce,
         )
         self._life = life
         self._announcer.epoch = epoch
-        await life.start(self._factory(context))
+        self._demanded[epoch] = set()
+        actor = self._factory(context)
+        self._demand_routes(actor)
+        await life.start(actor)
         return life
 
     def _attach(self, life: Life) -> None:
@@ -215,6 +223,7 @@ class ActorRuntime:
         """End `life` and begin the next. What ran is lost; what waited in the mailbox is served by the new life."""
         while True:
             verdict = ActorRestarted(f"{self.actor_id} crashed and lost this call")
+            await self._unsubscribe_demanded()
             await life.end([task for desk in self._desks for task in desk.end_running(verdict)])
             if self._num_crashes >= MAX_CRASHES:
                 log.error("crash_limit_reached", num_crashes=self._num_crashes)
@@ -276,11 +285,13 @@ class ActorRuntime:
             except Exception as error:  # the runtime's seam: the drain goes on without the actor's part
                 log.error("on_drain_failed", exc_info=error)
         await self._unsubscribe(self._subscriptions)
+        await self._unsubscribe_demanded()
         for desk in self._desks:
             await desk.wait_idle()
 
     async def _finish(self, verdict: SageError) -> None:
         await self._unsubscribe(self._subscriptions)
+        await self._unsubscribe_demanded()
         tasks = []
         for desk in self._desks:
             desk.detach()
@@ -319,18 +330,46 @@ class ActorRuntime:
         assert life.actor is not None
         data_desk, control_desk = self._desks
         for spec in handler_specs(type(life.actor)):
-            desk = control_desk if spec.is_control else data_desk
-            route = desk.route(spec, self._control if spec.is_control else self._bus)
-            self._subscriptions.append(await self._open(desk, route, life.actor))
+            if not spec.is_on_demand:
+                desk = control_desk if spec.is_control else data_desk
+                route = desk.route(spec, self._control if spec.is_control else self._bus)
+                self._subscriptions.append(await self._open(desk, route, life.actor))
+
+    def _demand_routes(self, actor: Actor) -> None:
+        """Prepare the lanes of handlers on demand: they outlive the subscriptions."""
+        data_desk, control_desk = self._desks
+        for spec in handler_specs(type(actor)):
+            if spec.is_on_demand and spec.method not in self._on_demand:
+                desk = control_desk if spec.is_control else data_desk
+                route = desk.route(spec, self._control if spec.is_control else self._bus)
+                self._on_demand[spec.method] = desk, route
+
+    async def _listen(self, epoch: str, method: str, subject: str) -> Subscription:
+        desk, route = self._on_demand[method]
+        opened = await self._open_on(desk, route, subject)
+        mine = self._demanded.get(epoch)
+        if mine is None:  # the life that asked has ended meanwhile
+            await opened.unsubscribe()
+            return opened
+        subscription = _Demanded(opened, mine)
+        mine.add(subscription)
+        return subscription
 
     async def _open(self, desk: Desk, route: Route, target: object) -> Subscription:
         spec = route.spec
         subject = subjects.actor(self.actor_id, spec.verb) if spec.subject is None else spec.subject(target)
+        return await self._open_on(desk, route, subject)
 
+    async def _open_on(self, desk: Desk, route: Route, subject: str) -> Subscription:
         def accept(received: Received) -> None:
             desk.accept(route, received)
 
-        return await route.bus.subscribe(subject, accept, queue=spec.queue)
+        return await route.bus.subscribe(subject, accept, queue=route.spec.queue)
+
+    async def _unsubscribe_demanded(self) -> None:
+        opened, self._demanded = self._demanded, {}
+        for subscriptions in opened.values():
+            await self._unsubscribe(list(subscriptions))
 
     async def _unsubscribe(self, subscriptions: list[Subscription]) -> None:
         while subscriptions:
@@ -352,3 +391,16 @@ class ActorRuntime:
             context=self._base,
             outcome=outcome,
         )
+
+
+class _Demanded:
+    """A subscription that a life opened for itself; known to the runtime until it ends."""
+
+    def __init__(self, opened: Subscription, known: set[Subscription]) -> None:
+        self._opened = opened
+        self._known = known
+
+    async def unsubscribe(self) -> None:
+        """See `Subscription.unsubscribe`."""
+        self._known.discard(self)
+        await self._opened.unsubscribe()

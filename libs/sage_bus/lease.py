@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import time
 
 from sage_bus.connection import Connection
 from sage_bus.key_value import EXPECTED, TIME_TO_LIVE, Bucket, ensure_bucket, is_deletion
 from sage_core import BadRequest, Conflict, SageError, new_id
+from sage_wire import subjects
 
 __all__ = ["NatsLease", "acquire_lease"]
 
-_BUCKET = "sage_leases"
 _HOLDER = "Sage-Lease"
 """Tells one holding of a lease from another by the same owner."""
 
@@ -38,11 +38,12 @@ class NatsLease:
     @property
     def is_held(self) -> bool:
         """See `Lease.is_held`."""
-        return not self._is_lost and asyncio.get_running_loop().time() < self._expires
+        # Not the loop's time: uvloop's stands still for a whole turn, in the middle of which a process may be stopped.
+        return not self._is_lost and time.monotonic() < self._expires
 
     async def take(self) -> None:
         """Acquire it. Raises Conflict naming the holder."""
-        start = asyncio.get_running_loop().time()
+        start = time.monotonic()
         try:
             self._revision = await self._bucket.write_absent(self._name, self._owner, self._headers())
         except Conflict:
@@ -60,7 +61,7 @@ class NatsLease:
         if not self.is_held:
             self._is_lost = True
             raise Conflict(f"lease {self._name} was lost: its time to live has passed")
-        start = asyncio.get_running_loop().time()
+        start = time.monotonic()
         try:
             self._revision = await self._write(self._revision)
         except Conflict:
@@ -95,7 +96,7 @@ async def acquire_lease(connection: Connection, name: str, owner: str, ttl: floa
     """See `Bus.acquire_lease`."""
     if not math.isfinite(ttl) or ttl < 1:
         raise BadRequest(f"lease time to live is {ttl:g} s; at least 1 s is needed")
-    bucket = await ensure_bucket(connection, _BUCKET, None)
+    bucket = await ensure_bucket(connection, subjects.LEASES_BUCKET, None)
     lease = NatsLease(bucket, name=name, owner=owner, holder=new_id(), ttl=ttl)
     await lease.take()
     return lease

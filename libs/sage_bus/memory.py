@@ -27,6 +27,7 @@ from sage_bus.memory_jobs import MemoryJobQueue, MemoryJobs
 from sage_bus.memory_store import MemoryBucket, MemoryKeyValue, MemoryLease, acquire
 from sage_bus.routing import RoutingTable
 from sage_core import BusUnavailable, DeadlineExceeded, Overloaded, Unavailable, new_id
+from sage_wire import subjects
 
 __all__ = ["MemoryBroker", "MemoryBus"]
 
@@ -266,7 +267,7 @@ class MemoryBus:
     async def acquire_lease(self, name: str, owner: str, *, ttl: float) -> MemoryLease:
         """See `Bus.acquire_lease`."""
         self._check_connected()
-        return acquire(self.broker.bucket("sage_leases"), name, owner, ttl, self._check_connected)
+        return acquire(self.broker.bucket(subjects.LEASES_BUCKET), name, owner, ttl, self._check_connected)
 
     async def job_queue(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
 import structlog
 
 from sage_actor import ChangeKind, Roster, RosterChange
@@ -43,6 +44,7 @@ from sage_core import (
     Clock,
     Conflict,
     DeadlineExceeded,
+    NotFound,
     SageError,
     SystemClock,
     Unavailable,
@@ -51,13 +53,14 @@ from sage_core import (
 from sage_telemetry import current_traceparent
 from sage_wire import CallHeaders, decode, encode, raw, subjects
 from sage_wire.headers import ERROR
-from sage_wire.messages import Accepted, Cancel, Delta, Frame, Started, Submit, WireError, Work
+from sage_wire.messages import Accepted, Cancel, Delta, Frame, Started, Submit, Targets, WireError, Work
 
 __all__ = ["RequestPort"]
 
 ANSWER_SECONDS: Final = 2.0
 """How long a scheduler may take to say that it holds a request."""
 
+_CLASS_TARGETS: Final = Targets()
 log = structlog.get_logger(__name__)
 
 
@@ -69,6 +72,9 @@ class _Open:
     tenant: str
     slo_class: str
     priority: int
+    targets: Targets
+    route: str
+    opened_at: float
     traceparent: str | None
     worker_id: str | None = None
     timer: asyncio.TimerHandle | None = None
@@ -114,6 +120,7 @@ class RequestPort:
         self._subscription: Subscription | None = None
         self._streams: dict[str, _Open] = {}
         self._by_worker: dict[str, dict[str, _Open]] = {}
+        self._started_at = 0.0
         self._leave_roster: Callable[[], None] = lambda: None
         self._asks: set[asyncio.Task[None]] = set()
         self._execute: dict[type, Callable[..., None]] = {
@@ -128,6 +135,7 @@ class RequestPort:
         """Listen for frames. Nothing may be submitted before it returned."""
         self._subscription = await self._bus.subscribe(self._reply_to, self._on_frame)
         self._bus.on_event(self._on_bus_event)
+        self._started_at = self._clock.now()
         if self._roster is not None:
             self._leave_roster = self._roster.subscribe(self._on_roster_change)
 
@@ -156,16 +164,18 @@ class RequestPort:
         tenant: str = "default",
         slo_class: str = "interactive",
         priority: int = 0,
+        targets: Targets = _CLASS_TARGETS,
+        route: str = "",
         traceparent: str | None = None,
         max_attempts: int | None = None,
     ) -> RequestStream:
         """Submit `work` to `pool` and return its stream; never waits.
 
-        It is traced under `traceparent`, or under the caller's current span where that is None.
-        `budget` bounds the whole request: when it is spent the stream raises DeadlineExceeded and whatever runs is
-        cancelled. Every failure arrives through the stream, e.g. NotFound, Overloaded with `retry_after`,
-        Unavailable where no scheduler answers. Raises Conflict where `request_id` is open here already, and
-        Unavailable before `start` or after `close`.
+        Output lengths are learned by `route`. It is traced under `traceparent`, or under the caller's current span
+        where that is None. `budget` bounds the whole request: when it is spent the stream raises DeadlineExceeded and
+        whatever runs is cancelled. Every failure arrives through the stream, e.g. NotFound, Overloaded with
+        `retry_after`, Unavailable where no scheduler answers. Raises Conflict where `request_id` is open here already,
+        and Unavailable before `start` or after `close`.
         """
         if self._subscription is None:
             raise Unavailable("the request port is not started, or closed")
@@ -179,7 +189,9 @@ class RequestPort:
         stream = RequestStream(request_id, pool, state, self._on_cancel)
         if traceparent is None:
             traceparent = current_traceparent()
-        opened = self._streams[request_id] = _Open(stream, tenant, slo_class, priority, traceparent)
+        opened = self._streams[request_id] = _Open(
+            stream, tenant, slo_class, priority, targets, route, now, traceparent
+        )
         self._apply(opened, state.handle(Opened(), now), now)
         return stream
 
@@ -268,6 +280,8 @@ class RequestPort:
             tenant=opened.tenant,
             slo_class=opened.slo_class,
             priority=opened.priority,
+            targets=_targets_now(opened, now),
+            route=opened.route,
         )
         task = asyncio.create_task(
             self._ask(opened, submit, stream.state.deadline - now),
@@ -303,10 +317,21 @@ class RequestPort:
         except DeadlineExceeded:
             raise Unavailable(f"the scheduler of {submit.pool!r} does not answer") from None
         except Unavailable as error:
+            if type(error) is Unavailable and (served := self._served_without(submit.pool)) is not None:
+                known = ", ".join(served) or "nothing"
+                message = f"nothing serves {submit.pool!r}; served now: {known}"
+                raise NotFound(message, param="model") from None
             raise type(error)(f"no scheduler serves {submit.pool!r}: {error.message}") from None
         if ERROR in reply.headers:
             raise decode(WireError, reply.payload).raised()
         return decode(Accepted, reply.payload)
+
+    def _served_without(self, pool: str) -> list[str] | None:
+        """Return what is served where it is known by now that `pool` is not; else None."""
+        if self._roster is None or self._clock.now() - self._started_at < self._rules.discovery:
+            return None
+        served = {model.name for actor in self._roster.actors.values() for model in actor.models}
+        return None if pool in served else sorted(served)
 
     def _send_cancel(self, opened: _Open, command: SendCancel, _: float) -> None:
         stream = opened.stream
@@ -369,3 +394,16 @@ class RequestPort:
             held.pop(opened.stream.request_id, None)
             if not held:
                 del self._by_worker[worker_id]
+
+
+def _targets_now(opened: _Open, now: float) -> Targets:
+    """Return the targets of the attempt that begins now.
+
+    Their clock goes on over attempts, until something was delivered: then it is the next piece that is waited for.
+    """
+    if opened.stream.state.has_delivered:
+        return opened.targets
+    elapsed_ms = (now - opened.opened_at) * 1000
+    if elapsed_ms <= 0:
+        return opened.targets
+    return msgspec.structs.replace(opened.targets, started_ago_ms=opened.targets.started_ago_ms + elapsed_ms)

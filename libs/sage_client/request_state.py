@@ -35,7 +35,15 @@ from sage_client.request_events import (
     WorkerGone,
     WorkerListed,
 )
-from sage_core import Cancelled, DeadlineExceeded, NotFound, Overloaded, SageError, WorkerLost
+from sage_core import (
+    Cancelled,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    SageError,
+    Unavailable,
+    WorkerLost,
+)
 from sage_wire.messages import Completed, Delta, Failed, Started, Work
 
 __all__ = ["Phase", "RequestState", "RetryRules"]
@@ -61,7 +69,8 @@ class RetryRules:
 
     `max_attempts` counts attempts that a worker or the way to it failed. Attempts that no scheduler took do not
     count; they go on for `patience`, so that a restarting scheduler is not seen. After `silence` it is asked whether
-    a started attempt still runs; `grace` is how long the last frames of a worker may take.
+    a started attempt still runs; `grace` is how long the last frames of a worker may take. After `discovery` a
+    pool that nobody announces is one that does not exist.
     """
 
     max_attempts: int = 3
@@ -70,6 +79,7 @@ class RetryRules:
     patience: float = 5.0
     silence: float = 2.0
     grace: float = 0.5
+    discovery: float = 1.5
 
     def delay(self, num_before: int, jitter: float) -> float:
         """Return how long to wait before another try when `num_before` went before it."""
@@ -120,6 +130,11 @@ class RequestState:
             Timer: self._on_timer,
         }
 
+    @property
+    def has_delivered(self) -> bool:
+        """True once a part of the answer has come out."""
+        return not self._delivered.is_empty
+
     def handle(self, event: Input, now: float) -> Sequence[Command]:
         """Take one event; return what must happen, in order. After the end nothing ever must."""
         if type(event) is Delta:
@@ -136,7 +151,7 @@ class RequestState:
             return self._on_late(delta, event)
         if delta.seq != self._next_seq:
             if delta.seq == OUT_OF_BAND and type(event) is Failed:
-                return self._on_failed(event, now)
+                return self._on_scheduler_failure(event, now)
             if delta.seq < self._next_seq:
                 return _NOTHING
             return self._lose(
@@ -171,6 +186,14 @@ class RequestState:
         if not event.error.retryable or self._is_refusal(error):
             return self._end(error)
         return self._lose(error, now, is_still_running=False)
+
+    def _on_scheduler_failure(self, event: Failed, now: float) -> Sequence[Command]:
+        """Take the word of a scheduler; that it does not lead the pool any more matters until a worker has started."""
+        if type(event.error.raised()) is not Unavailable:
+            return self._on_failed(event, now)
+        if self.phase is Phase.STARTED:
+            return _NOTHING
+        return self._again(now, self._rules.delay(0, self._jitter()))
 
     def _on_late(self, delta: Delta, event: object) -> Sequence[Command]:
         """Drop it; where an attempt that was given up starts after all, free its slot."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from sage_wire.messages import (
     ChatPrompt,
     Embed,
@@ -16,51 +20,82 @@ from sage_wire.messages import (
     Work,
     WorkSize,
 )
+from sage_wire.prefix import prefix_blocks
 
 __all__ = ["measure"]
 
-CHARS_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
+"""Of UTF-8: four letters of English, one and a third characters of Chinese."""
+TOKENS_PER_MESSAGE = 4
+"""What a chat template adds to each message."""
+TOKENS_PER_TEXT = 2
+"""What an embedding model adds to each text."""
 
 
 def measure(work: Work) -> WorkSize:
-    """Return the size of `work`: items that are done one by one, characters read, tokens written at most."""
+    """Return the size of `work`: items that are done one by one, text read, tokens written at most.
+
+    Token counts are estimates. The prompt of generated text comes with the hashes of its leading blocks, too.
+    """
     match work:
         case Generate():
-            resumed = 0 if work.resume is None else len(work.resume.text)
-            return WorkSize(
-                num_chars=_prompt_chars(work.prompt) + resumed, max_tokens=work.sampling.max_tokens or 0
-            )
+            return _generation(work)
         case Embed():
-            return WorkSize(num_items=len(work.texts), num_chars=sum(map(len, work.texts)))
+            return _texts(len(work.texts), work.texts)
         case Rerank():
-            num_chars = len(work.query) + sum(map(len, work.documents))
-            return WorkSize(num_items=len(work.documents), num_chars=num_chars)
+            num_items = len(work.documents)
+            read = _texts(num_items, work.documents)
+            return WorkSize(
+                num_items=num_items,
+                num_chars=len(work.query) + read.num_chars,
+                # The query is read again with every document.
+                num_prompt_tokens=read.num_prompt_tokens + num_items * _num_tokens(work.query),
+            )
         case Split():
-            return WorkSize(
-                num_items=len(work.documents),
-                num_chars=sum(len(document.text) for document in work.documents),
-            )
+            return _texts(len(work.documents), [document.text for document in work.documents])
         case Index():
-            return WorkSize(
-                num_items=len(work.chunks), num_chars=sum(len(chunk.text) for chunk in work.chunks)
-            )
+            return _texts(len(work.chunks), [chunk.text for chunk in work.chunks])
         case Retrieve():
-            return WorkSize(num_chars=len(work.query))
+            return _texts(1, [work.query])
         case RunPipeline():
-            num_chars = sum(len(message.content) for message in work.messages)
-            num_chars += sum(len(document.text) for document in work.documents)
-            return WorkSize(
-                num_items=max(1, len(work.documents)),
-                num_chars=num_chars,
-                max_tokens=work.sampling.max_tokens or 0,
-            )
+            texts = [message.content for message in work.messages]
+            texts += [document.text for document in work.documents]
+            size = _texts(max(1, len(work.documents)), texts)
+            return msgspec.structs.replace(size, max_tokens=work.sampling.max_tokens or 0)
 
 
-def _prompt_chars(prompt: ChatPrompt | TextPrompt | TokenPrompt) -> int:
+def _generation(work: Generate) -> WorkSize:
+    prompt, resume = work.prompt, work.resume
     match prompt:
-        case ChatPrompt():
-            return sum(len(message.content) for message in prompt.messages)
-        case TextPrompt():
-            return len(prompt.text)
-        case TokenPrompt():
-            return CHARS_PER_TOKEN * len(prompt.token_ids)
+        case ChatPrompt(messages=messages):
+            num_chars = sum(len(message.content) for message in messages)
+            num_tokens = sum(TOKENS_PER_MESSAGE + _num_tokens(message.content) for message in messages)
+        case TextPrompt(text=text):
+            num_chars, num_tokens = len(text), _num_tokens(text)
+        case TokenPrompt(token_ids=token_ids):
+            num_chars, num_tokens = BYTES_PER_TOKEN * len(token_ids), len(token_ids)
+    max_tokens = work.sampling.max_tokens or 0
+    if resume is not None:
+        num_resumed = max(resume.num_tokens, len(resume.token_ids))
+        num_chars += len(resume.text)
+        num_tokens += num_resumed
+        max_tokens = max(1, max_tokens - num_resumed) if max_tokens else 0
+    return WorkSize(
+        num_chars=num_chars,
+        max_tokens=max_tokens,
+        num_prompt_tokens=num_tokens,
+        blocks=prefix_blocks(prompt),
+    )
+
+
+def _texts(num_items: int, texts: Sequence[str]) -> WorkSize:
+    return WorkSize(
+        num_items=num_items,
+        num_chars=sum(map(len, texts)),
+        num_prompt_tokens=sum(TOKENS_PER_TEXT + _num_tokens(text) for text in texts),
+    )
+
+
+def _num_tokens(text: str) -> int:
+    num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return -(-num_bytes // BYTES_PER_TOKEN)

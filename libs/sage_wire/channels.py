@@ -19,6 +19,7 @@ from sage_wire.messages import (
     FoundSpans,
     Frame,
     JobState,
+    Lead,
     Message,
     Ping,
     Pong,
@@ -65,7 +66,7 @@ CHANNELS: Final = (
         "consumer",
         "scheduler",
         "Ask for work. Headers: Sage-Budget-Ms, traceparent. Frames follow on reply_to. Errors: WireError "
-        "with the header Sage-Error.",
+        "with the header Sage-Error. NATS answers 503 (no responders) while no scheduler leads the pool.",
         Accepted,
     ),
     Channel(
@@ -99,6 +100,14 @@ CHANNELS: Final = (
         "scheduler or consumer",
         "worker",
         "Stop a request, in any phase; one that is still to come is stopped on arrival.",
+    ),
+    Channel(
+        "lead",
+        subjects.worker_lead(_W),
+        Lead,
+        "scheduler",
+        "worker",
+        "Who leads a pool of the worker now; dispatches of earlier leaders are refused from then on.",
     ),
     Channel(
         "frames",

@@ -2,11 +2,12 @@
 
 Requests (core NATS; lost when nobody listens):
 
-    sage.v1.pool.<pool>.submit             a request for a pool; asked of its scheduler
-    sage.v1.pool.<pool>.cancel             cancel by request id; told to its scheduler
-    sage.v1.pool.<pool>.report             what a worker did with a dispatch; told to its scheduler
+    sage.v1.pool.<pool>.submit             a request for a pool; asked of the scheduler that leads it
+    sage.v1.pool.<pool>.cancel             cancel by request id; told to the scheduler that leads the pool
+    sage.v1.pool.<pool>.report             what a worker did with a dispatch; told to the same
     sage.v1.worker.<worker>.dispatch       one request for one worker
     sage.v1.worker.<worker>.cancel         cancel by request id
+    sage.v1.worker.<worker>.lead           which scheduler leads a pool of the worker now
     sage.v1.frames.<consumer>              deltas for one consumer (a gateway, a planner, a command)
     sage.v1.actor.<actor>.<verb>           asked of one actor (ping, drain, inspect …)
     sage.v1.every.<verb>                   asked of every actor (discover, spans …)
@@ -37,6 +38,7 @@ __all__ = [
     "JOBS_BUCKET",
     "JOBS_STREAM",
     "JOBS_SUBMIT",
+    "LEASES_BUCKET",
     "MAX_SUBJECT_BYTES",
     "RECEIPTS_FIND",
     "actor",
@@ -46,12 +48,15 @@ __all__ = [
     "dead_letters",
     "every",
     "frames",
+    "is_pool_lease",
     "pool_cancel",
+    "pool_lease",
     "pool_report",
     "pool_submit",
     "pool_token",
     "worker_cancel",
     "worker_dispatch",
+    "worker_lead",
 ]
 
 MAX_SUBJECT_BYTES: Final = 255
@@ -66,6 +71,8 @@ RECEIPTS_FIND: Final = "sage.v1.receipts.find"
 JOBS_SUBMIT: Final = "sagejobs.v1.submit"
 JOBS_STREAM: Final = "SAGE_JOBS"
 JOBS_BUCKET: Final = "sage_jobs"
+LEASES_BUCKET: Final = "sage_leases"
+_POOL_LEASE: Final = "pool."
 
 
 def pool_token(name: str) -> str:
@@ -93,6 +100,16 @@ def pool_report(pool: str) -> str:
     return f"sage.v1.pool.{pool_token(pool)}.report"
 
 
+def pool_lease(pool: str) -> str:
+    """Name the lease of whoever leads the pool named `pool`."""
+    return f"{_POOL_LEASE}{pool_token(pool)}"
+
+
+def is_pool_lease(key: str) -> bool:
+    """True where a key of `LEASES_BUCKET` is the lease of a pool."""
+    return key.startswith(_POOL_LEASE)
+
+
 def worker_dispatch(worker_id: str) -> str:
     """Where a scheduler tells a worker to start a request."""
     return f"sage.v1.worker.{worker_id}.dispatch"
@@ -101,6 +118,11 @@ def worker_dispatch(worker_id: str) -> str:
 def worker_cancel(worker_id: str) -> str:
     """Where a worker is told to stop a request."""
     return f"sage.v1.worker.{worker_id}.cancel"
+
+
+def worker_lead(worker_id: str) -> str:
+    """Where a worker is told which scheduler leads one of its pools."""
+    return f"sage.v1.worker.{worker_id}.lead"
 
 
 def frames(consumer_id: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sage_core import Budget
-from sage_wire.messages import Work
+from sage_wire.messages import Targets, Work
+from sage_worker.formed_batches import FormedBatch
 from sage_worker.frame_writer import Outlet
 from sage_worker.ledger import Key
 
@@ -17,7 +18,8 @@ __all__ = ["Assigned", "Held"]
 class Assigned:
     """What `Worker.perform` gets. `queue_ms` is how long the scheduler held it, on the scheduler's clock.
 
-    `traceparent` is the span of this attempt; calls made from `perform` carry it by themselves.
+    `traceparent` is the span of this attempt; calls made from `perform` carry it by themselves. `targets` count from
+    now. `batch`: what the scheduler wants to be computed together.
     """
 
     request_id: str
@@ -29,6 +31,9 @@ class Assigned:
     budget: Budget
     traceparent: str | None
     queue_ms: float
+    slo_class: str = "interactive"
+    targets: Targets = field(default_factory=Targets)
+    batch: FormedBatch | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +45,7 @@ class Held:
     outlet: Outlet
     started: float
     num_tokens: int = 0
+    num_cached: int = 0
     first_token_ns: int | None = None
     cancel_reason: str | None = None
     task: asyncio.Task[None] | None = None

@@ -12,6 +12,7 @@ import structlog
 
 from sage_core import EngineError, LimitExceeded, Overloaded, SageError, Unavailable
 from sage_worker.batch_queue import BatchLimits, BatchQueue, Entry
+from sage_worker.formed_batches import FormedBatch, FormedBatches
 
 __all__ = ["BatchLoop"]
 
@@ -19,6 +20,8 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 MAX_URGENT_IN_A_ROW: Final = 8
+FORMED_PATIENCE: Final = 0.02
+"""Seconds for which a batch that the scheduler formed waits for the last of its members."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +38,10 @@ class BatchLoop(Generic[ItemT, ResultT]):
 
     `run` takes a list of items and returns as many results, in order. Items of a caller that was cancelled are
     dropped before they count towards a batch. Background items give way to all others and run in batches of half
-    the size, so that what is urgent waits for half a batch at most; every ninth batch is theirs all the same. Where a
-    batch of several callers fails, each caller's part is run
-    again alone, so that one bad item fails its own caller only.
+    the size, so that what is urgent waits for half a batch at most; every ninth batch is theirs all the same. Callers
+    that name one `batch` are computed together and with nobody else, in as few batches as the limits allow. Where a
+    batch of several callers fails, each caller's part is run again alone, so that one bad item fails its own caller
+    only.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class BatchLoop(Generic[ItemT, ResultT]):
         limits = limits or BatchLimits()
         self._urgent: BatchQueue[ItemT] = BatchQueue(limits)
         self._background: BatchQueue[ItemT] = BatchQueue(limits.halved())
+        self._formed: FormedBatches[ItemT] = FormedBatches(limits, patience=FORMED_PATIENCE)
         self._num_urgent_in_a_row = 0
+        self._was_formed = False
         self._max_queued = max_queued
         self._name = name
         self._tickets: dict[int, _Ticket[ResultT]] = {}
@@ -84,7 +90,9 @@ class BatchLoop(Generic[ItemT, ResultT]):
             # The thread may be inside a batch of a second or more; the event loop must not wait for it.
             await asyncio.get_running_loop().run_in_executor(None, executor.shutdown)
 
-    async def submit(self, items: Sequence[ItemT], *, is_background: bool = False) -> list[ResultT]:
+    async def submit(
+        self, items: Sequence[ItemT], *, is_background: bool = False, batch: FormedBatch | None = None
+    ) -> list[ResultT]:
         """Return one result per item, in order; an empty list for none.
 
         Raises Overloaded where too much waits, LimitExceeded for more items than may ever wait, what `run` raised
@@ -97,13 +105,18 @@ class BatchLoop(Generic[ItemT, ResultT]):
         if len(items) > self._max_queued:
             raise LimitExceeded(f"{len(items)} items were given; at most {self._max_queued} may wait")
         queue = self._background if is_background else self._urgent
-        if len(queue) + len(items) > self._max_queued:
-            raise Overloaded(f"{len(queue)} items wait already", retry_after=1.0)
+        num_queued = len(queue) + len(self._formed)
+        if num_queued + len(items) > self._max_queued:
+            raise Overloaded(f"{num_queued} items wait already", retry_after=1.0)
         ticket_id = self._next_ticket
         self._next_ticket += 1
         future: asyncio.Future[list[ResultT]] = asyncio.get_running_loop().create_future()
         self._tickets[ticket_id] = _Ticket([None] * len(items), len(items), future)
-        queue.add(ticket_id, items, [self._length(item) for item in items])
+        lengths = [self._length(item) for item in items]
+        if batch is None:
+            queue.add(ticket_id, items, lengths)
+        else:
+            self._formed.add(batch, ticket_id, items, lengths, asyncio.get_running_loop().time())
         self._wake.set()
         try:
             return await future
@@ -114,20 +127,35 @@ class BatchLoop(Generic[ItemT, ResultT]):
     @property
     def num_queued(self) -> int:
         """Items that wait for a batch."""
-        return len(self._urgent) + len(self._background)
+        return len(self._urgent) + len(self._background) + len(self._formed)
 
     async def _feed(self) -> None:
         while True:
             batch = self._take()
             if not batch:
                 self._wake.clear()
-                await self._wake.wait()
+                try:
+                    async with asyncio.timeout_at(self._formed.next_due):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
                 # Let every caller that is ready in this turn add its items before the first batch is cut.
                 await asyncio.sleep(0)
                 continue
             await self._run_batch(batch)
 
     def _take(self) -> list[Entry[ItemT]]:
+        """Return the next batch: formed and loose ones by turns."""
+        loose = self._take_loose() if self._was_formed else []
+        if not loose:
+            formed = self._formed.take(asyncio.get_running_loop().time())
+            if formed:
+                self._was_formed = True
+                return formed
+        self._was_formed = False
+        return loose or self._take_loose()
+
+    def _take_loose(self) -> list[Entry[ItemT]]:
         is_turn_of_background = self._num_urgent_in_a_row >= MAX_URGENT_IN_A_ROW
         batch = [] if is_turn_of_background else self._urgent.take()
         if batch:
@@ -171,6 +199,7 @@ class BatchLoop(Generic[ItemT, ResultT]):
     def _discard(self, ticket_id: int) -> None:
         self._urgent.discard(ticket_id)
         self._background.discard(ticket_id)
+        self._formed.discard(ticket_id)
 
     def _deliver(self, entry: Entry[ItemT], result: ResultT) -> None:
         ticket = self._tickets.get(entry.ticket)

@@ -7,17 +7,37 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sage_wire.messages import Completed, Generate, Tokens
+from sage_worker.device import CPU
 
-__all__ = ["Capacity", "Engine", "EngineStats"]
+__all__ = ["Capacity", "Engine", "EngineStats", "StepCost"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """How long the steps of an engine take; see `sage_wire.messages.EngineProfile`. All zero: unknown, or no time."""
+
+    a0: float = 0.0
+    a1: float = 0.0
+    a2: float = 0.0
+    m0: float = 0.0
+    m1: float = 0.0
+    m2: float = 0.0
+    m3: float = 0.0
+    m4: float = 0.0
+    host: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Fixed limits of a started engine."""
+    """Fixed limits of a started engine, 0 where it has none. `device`: see `sage_worker.device`."""
 
     max_sequences: int
     max_context: int
     kv_tokens: int
+    max_step_tokens: int = 0
+    block_tokens: int = 0
+    device: str = CPU
+    step_cost: StepCost = StepCost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,8 @@ class Engine(Protocol):
 
         `request.resume` is what an earlier attempt delivered: generation continues after it, it is not yielded
         again, and `max_tokens` counts it. Raises BadRequest or ContextLengthExceeded before the first yield,
-        EngineError later, WorkerLost where the whole engine died. Closing the iterator, or cancelling its
+        EngineError later, WorkerLost where the whole engine died. The first `Tokens` say how much of the prompt was
+        cached, where the engine knows. Closing the iterator, or cancelling its
         consumer, frees the sequence. Among waiting requests a higher `priority` goes first where the engine can.
         """
         ...

@@ -83,6 +83,10 @@ class DispatchLedger:
         self._running[request_id] = attempt
         return Admission(Verdict.START, superseded)
 
+    def led(self, pool: str, fence: int) -> None:
+        """Refuse every dispatch for `pool` with a lower fence from now on."""
+        self._fences[pool] = max(fence, self._fences.get(pool, 0))
+
     def cancelled(self, cancel: Cancel, now: float) -> Key | None:
         """Return the running attempt that `cancel` means; else remember it for a dispatch that is still behind."""
         running = self._running.get(cancel.request_id)
@@ -105,9 +109,9 @@ class DispatchLedger:
         return len(self._running)
 
     @property
-    def running(self) -> list[str]:
-        """`id/attempt` of each, for announcements."""
-        return [f"{request_id}/{attempt}" for request_id, attempt in self._running.items()]
+    def running(self) -> list[Key]:
+        """Each of them, for announcements."""
+        return [Key(request_id, attempt) for request_id, attempt in self._running.items()]
 
     def _was_cancelled(self, request_id: str, attempt: int, now: float) -> bool:
         found = self._cancelled.get(request_id)

@@ -32,14 +32,17 @@ from sage_wire.messages import (
     Event,
     Failed,
     Generate,
+    Lead,
     Report,
     ReportEvent,
     ServedModel,
     Started,
+    Telemetry,
     Tokens,
     WireError,
 )
 from sage_worker.assigned import Assigned, Held
+from sage_worker.formed_batches import FormedBatch
 from sage_worker.frame_writer import FrameWriter
 from sage_worker.ledger import DispatchLedger, Key, Verdict
 
@@ -85,15 +88,22 @@ class Worker(Actor, ABC):
         """Return `ok`, or in a few words what is wrong, for announcements."""
         return "ok"
 
+    def telemetry(self) -> list[Telemetry]:
+        """Return what the engines say of themselves, for announcements; cheap. None where there is nothing to say."""
+        return []
+
     def presence(self) -> Presence:
-        """Announce models, load and what runs."""
+        """Announce models, load, what runs and how far it is."""
         num_held = self._ledger.num_running
+        running = self._ledger.running
         return Presence(
             models=tuple(self.models()),
             max_in_flight=self.max_in_flight,
             num_in_flight=min(num_held, self.max_in_flight),
             num_queued=max(0, num_held - self.max_in_flight),
-            in_flight=tuple(self._ledger.running),
+            in_flight=tuple(str(key) for key in running),
+            num_tokens=tuple(self._num_tokens(key) for key in running),
+            telemetry=tuple(self.telemetry()),
             health=self.health(),
         )
 
@@ -148,12 +158,20 @@ class Worker(Actor, ABC):
             budget=call.budget,
             traceparent=call.traceparent,
             queue_ms=request.queue_ms,
+            slo_class=request.slo_class,
+            targets=request.targets,
+            batch=FormedBatch(request.fence, request.batch, request.batch_size) if request.batch else None,
         )
         held = self._held[key] = Held(key, assigned, outlet, now)
         outlet.emit(Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms))
         self._report(request.pool, key, ReportEvent.STARTED)
         held.task = self.context.spawn(self._run(held), name=f"perform {key}")
         held.task.add_done_callback(lambda _: self._on_task_done(held))
+
+    @handles(subject=lambda actor: subjects.worker_lead(actor.context.actor_id), is_control=True)
+    async def lead(self, request: Lead) -> None:
+        """Refuse what earlier leaders of a pool sent, from now on."""
+        self._ledger.led(request.pool, request.fence)
 
     @handles(subject=lambda actor: subjects.worker_cancel(actor.context.actor_id), is_control=True)
     async def cancel(self, request: Cancel) -> None:
@@ -214,6 +232,7 @@ class Worker(Actor, ABC):
                     held.num_tokens += event.num_tokens
                     if held.first_token_ns is None:
                         held.first_token_ns = time.time_ns()
+                        held.num_cached = event.num_cached
                         self._report(held.assigned.pool, held.key, ReportEvent.FIRST_TOKEN, held=held)
                 elif kind is Completed or kind is Failed:
                     self._conclude(held, event)
@@ -231,6 +250,8 @@ class Worker(Actor, ABC):
         """Send the last event and free the slot in the same turn."""
         if type(event) is Failed:
             raise event.error.raised()
+        if type(event) is Completed:
+            held.num_cached = held.num_cached or event.usage.cached_tokens
         held.outlet.emit(event)
         self._release(held, ReportEvent.FINISHED, None)
 
@@ -258,6 +279,10 @@ class Worker(Actor, ABC):
     def _handed_over(self) -> WorkerLost:
         """Return what a consumer is told so that it continues elsewhere; what was gathered so far leaves first."""
         return WorkerLost(f"worker {self.context.actor_id} stopped before it was done")
+
+    def _num_tokens(self, key: Key) -> int:
+        held = self._held.get(key)
+        return 0 if held is None else held.num_tokens
 
     def _refuse_stale(self, request: Dispatch) -> None:
         """Tell the consumer, out of band: should the true leader dispatch the same attempt, it is run."""
@@ -290,6 +315,7 @@ class Worker(Actor, ABC):
             num_tokens=0 if held is None else held.num_tokens,
             elapsed_ms=elapsed * 1000,
             error=None if error is None else WireError.of(error),
+            num_cached=0 if held is None else held.num_cached,
         )
         try:
             self.context.tell(subjects.pool_report(pool), report, is_control=True)

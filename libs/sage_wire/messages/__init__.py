@@ -4,9 +4,11 @@ from sage_wire.messages.base import Message, WireError
 from sage_wire.messages.control import (
     Announcement,
     Cancel,
+    DecisionFacts,
     Discover,
     Drain,
     Draining,
+    EngineProfile,
     FindReceipt,
     FindSpans,
     FoundSpans,
@@ -14,8 +16,10 @@ from sage_wire.messages.control import (
     Pong,
     Receipt,
     ReceiptCandidate,
+    ReceiptTimes,
     ServedModel,
     Span,
+    Telemetry,
 )
 from sage_wire.messages.frames import (
     Annotated,
@@ -33,7 +37,17 @@ from sage_wire.messages.frames import (
     Vectors,
 )
 from sage_wire.messages.jobs import JOB_STATE_SECONDS, NO_VALUE, JobState, JobStatus, SubmitJob
-from sage_wire.messages.scheduling import Accepted, Dispatch, Report, ReportEvent, Submit, WorkSize
+from sage_wire.messages.scheduling import (
+    BATCH_CLASS,
+    Accepted,
+    Dispatch,
+    Lead,
+    Report,
+    ReportEvent,
+    Submit,
+    Targets,
+    WorkSize,
+)
 from sage_wire.messages.work import (
     ChatMessage,
     ChatPrompt,
@@ -58,6 +72,7 @@ from sage_wire.messages.work import (
 )
 
 __all__ = [
+    "BATCH_CLASS",
     "JOB_STATE_SECONDS",
     "NO_VALUE",
     "Accepted",
@@ -68,6 +83,7 @@ __all__ = [
     "ChatPrompt",
     "Chunk",
     "Completed",
+    "DecisionFacts",
     "Delta",
     "Discover",
     "Dispatch",
@@ -75,6 +91,7 @@ __all__ = [
     "Drain",
     "Draining",
     "Embed",
+    "EngineProfile",
     "Event",
     "Failed",
     "FindReceipt",
@@ -87,12 +104,14 @@ __all__ = [
     "Indexed",
     "JobState",
     "JobStatus",
+    "Lead",
     "Message",
     "Output",
     "Ping",
     "Pong",
     "Receipt",
     "ReceiptCandidate",
+    "ReceiptTimes",
     "Report",
     "ReportEvent",
     "Rerank",
@@ -109,6 +128,8 @@ __all__ = [
     "Started",
     "Submit",
     "SubmitJob",
+    "Targets",
+    "Telemetry",
     "TextPrompt",
     "Timings",
     "TokenPrompt",

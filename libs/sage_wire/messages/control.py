@@ -7,9 +7,11 @@ from sage_wire.messages.base import Message
 __all__ = [
     "Announcement",
     "Cancel",
+    "DecisionFacts",
     "Discover",
     "Drain",
     "Draining",
+    "EngineProfile",
     "FindReceipt",
     "FindSpans",
     "FoundSpans",
@@ -17,15 +19,58 @@ __all__ = [
     "Pong",
     "Receipt",
     "ReceiptCandidate",
+    "ReceiptTimes",
     "ServedModel",
     "Span",
+    "Telemetry",
 ]
+
+
+class EngineProfile(Message, frozen=True):
+    """Limits of one engine, and how long its steps take where that is known; 0 means unknown.
+
+    The coefficients are seconds per unit. With `c` prefill tokens on a context of `ctx`, `N` decoding sequences and
+    `K` tokens in the KV cache, a step takes `host` more than
+
+        a0 + a1*N + a2*K                                             without prefill (c = 0)
+        m0 + m1*(c + N) + m2*K + m3*SUM c*(ctx + c/2) + m4*N         with prefill
+
+    A batch of an engine that computes whole batches is one step without decoding. `watermark` is the share of the KV
+    cache that stays free when a prompt is admitted.
+    """
+
+    a0: float = 0.0
+    a1: float = 0.0
+    a2: float = 0.0
+    m0: float = 0.0
+    m1: float = 0.0
+    m2: float = 0.0
+    m3: float = 0.0
+    m4: float = 0.0
+    host: float = 0.0
+    max_sequences: int = 0
+    max_step_tokens: int = 0
+    max_context: int = 0
+    kv_tokens: int = 0
+    block_tokens: int = 0
+    watermark: float = 0.0
+
+
+class Telemetry(Message, frozen=True):
+    """What a worker's engine says of itself now. `kv_used` is a share of the KV cache, 0 to 1."""
+
+    pool: str
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_used: float = 0.0
 
 
 class ServedModel(Message, frozen=True):
     """A pool a worker serves. `task` is generate, embed, rerank, operator or pipeline.
 
-    `takes`: what a pipeline's runs bring, messages or documents; empty for other tasks.
+    `takes`: what a pipeline's runs bring, messages or documents; empty for other tasks. `is_batched`: it computes
+    whole batches, not token by token. `device` names the accelerator on its host, e.g. cuda:0 or cpu; pools of one
+    device slow each other down. Empty: it computes nothing itself.
     """
 
     name: str
@@ -35,6 +80,10 @@ class ServedModel(Message, frozen=True):
     dim: int = 0
     description: str = ""
     takes: str = ""
+    is_batched: bool = False
+    is_gpu: bool = False
+    device: str = ""
+    profile: EngineProfile | None = None
 
 
 class Announcement(Message, frozen=True):
@@ -42,7 +91,8 @@ class Announcement(Message, frozen=True):
 
     `state` is starting, ready, draining or stopped. `epoch` is new in each life of a process; `sequence` counts
     announcements of one life. `in_flight` lists request ids with their attempt, `id/attempt`, for schedulers
-    that start anew.
+    that start anew; `num_tokens`, where given, says for each of them how many tokens it has generated. `leads`: the
+    pools that a scheduler leads.
     """
 
     actor_id: str
@@ -61,6 +111,9 @@ class Announcement(Message, frozen=True):
     in_flight: list[str] = []
     health: str = "ok"
     started_s_ago: float = 0.0
+    num_tokens: list[int] = []
+    telemetry: list[Telemetry] = []
+    leads: list[str] = []
 
 
 class Discover(Message, frozen=True):
@@ -141,8 +194,34 @@ class ReceiptCandidate(Message, frozen=True):
     reason: str = ""
 
 
+class ReceiptTimes(Message, frozen=True):
+    """How a dispatch goes, in milliseconds from the decision: as the policy saw it, or as the worker reported it.
+
+    None where nothing is known. The counts are of what was reported.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    num_tokens: int = 0
+    num_cached: int = 0
+
+
+class DecisionFacts(Message, frozen=True):
+    """Who decided, under which `fence`; the batch of a dispatch; what a shed request was told."""
+
+    scheduler_id: str
+    fence: int = 0
+    batch: int = 0
+    batch_size: int = 0
+    code: str = ""
+    retry_after: float | None = None
+
+
 class Receipt(Message, frozen=True):
-    """Why a scheduler did what it did with a request. `decision` is dispatched, held, shed or aborted."""
+    """Why a scheduler did what it did with a request. `decision` is dispatched, held, shed or aborted.
+
+    `predicted_ms` and `actual_ms` are of the whole request, from the decision on; `predicted` and `actual` say more.
+    """
 
     request_id: str
     attempt: int
@@ -156,3 +235,6 @@ class Receipt(Message, frozen=True):
     candidates: list[ReceiptCandidate] = []
     predicted_ms: float | None = None
     actual_ms: float | None = None
+    predicted: ReceiptTimes | None = None
+    actual: ReceiptTimes | None = None
+    facts: DecisionFacts | None = None

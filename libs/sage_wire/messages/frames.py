@@ -49,11 +49,15 @@ class Started(Message, frozen=True, tag="started"):
 
 
 class Tokens(Message, frozen=True, tag="tokens"):
-    """Generated text; `token_ids` is empty where the engine has none. Never empty text and no tokens."""
+    """Generated text; `token_ids` is empty where the engine has none. Never empty text and no tokens.
+
+    `num_cached`, with an attempt's first piece: prompt tokens that the engine had in its cache.
+    """
 
     text: str
     token_ids: list[int] = []
     num_tokens: int = 1
+    num_cached: int = 0
 
 
 class Vectors(Message, frozen=True, tag="vectors"):

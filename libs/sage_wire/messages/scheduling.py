@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
 from sage_wire.messages.base import Message, WireError
 
-__all__ = ["Accepted", "Dispatch", "Report", "ReportEvent", "Submit", "WorkSize"]
+__all__ = [
+    "BATCH_CLASS",
+    "Accepted",
+    "Dispatch",
+    "Lead",
+    "Report",
+    "ReportEvent",
+    "Submit",
+    "Targets",
+    "WorkSize",
+]
+
+BATCH_CLASS: Final = "batch"
+"""The class of work that ranks below all other, e.g. that of durable jobs."""
 
 
 class WorkSize(Message, frozen=True):
-    """What the cost model needs to know of a request without reading it."""
+    """What the cost model needs to know of a request without reading it.
+
+    `num_prompt_tokens` may be an estimate. `blocks` are the hashes of the prompt's leading blocks that
+    `sage_wire.prefix` defines: two prompts that begin alike have equal hashes for as long as they do.
+    """
 
     num_items: int = 1
     num_chars: int = 0
     max_tokens: int = 0
+    num_prompt_tokens: int = 0
+    blocks: list[int] = []
+
+
+class Targets(Message, frozen=True):
+    """What a request promises its reader. None: what its class promises.
+
+    Targets are met or missed on a clock that started `started_ago_ms` before the message was sent, with the first
+    attempt, or with the pipeline that the request is a part of. About `downstream_ms` of other work follow before
+    they are met. The time to the first token of work without tokens is that of its result.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2e_ms: float | None = None
+    started_ago_ms: float = 0.0
+    downstream_ms: float = 0.0
 
 
 class Submit(Message, frozen=True):
-    """Ask a pool's scheduler to have `work` done. Answered by `Accepted` or an error.
+    """Ask the scheduler that leads a pool to have `work` done. Answered by `Accepted` or an error.
 
     The remaining budget travels in the call headers. `reply_to` is a subject made by `subjects.frames`.
-    Submitting the same (request_id, attempt) twice is idempotent.
+    Submitting the same (request_id, attempt) twice is idempotent. Nobody listens while no scheduler leads the
+    pool: ask again a moment later. Output lengths are learned by `route`.
     """
 
     request_id: str
@@ -35,6 +71,8 @@ class Submit(Message, frozen=True):
     tenant: str = "default"
     slo_class: str = "interactive"
     priority: int = 0
+    targets: Targets = Targets()
+    route: str = ""
 
 
 class Accepted(Message, frozen=True):
@@ -45,7 +83,11 @@ class Accepted(Message, frozen=True):
 
 
 class Dispatch(Message, frozen=True):
-    """Tell a worker to start a request now. `fence` grows with each scheduler leader; workers refuse a lower one."""
+    """Tell a worker to start a request now. `fence` grows with each leader of the pool; workers refuse a lower one.
+
+    The `batch_size` dispatches of one pool and fence with the same `batch` > 0 are computed as one batch. The class
+    and the targets are those of the submit, the clock of the targets goes on.
+    """
 
     request_id: str
     attempt: int
@@ -56,6 +98,21 @@ class Dispatch(Message, frozen=True):
     priority: int = 0
     queue_ms: float = 0.0
     fence: int = 0
+    batch: int = 0
+    batch_size: int = 0
+    slo_class: str = "interactive"
+    targets: Targets = Targets()
+
+
+class Lead(Message, frozen=True):
+    """Told to every worker of a pool by the scheduler that leads it now, before its first dispatch.
+
+    From then on the worker refuses what an earlier leader sent, however late it arrives.
+    """
+
+    pool: str
+    scheduler_id: str
+    fence: int
 
 
 class ReportEvent(enum.StrEnum):
@@ -69,7 +126,10 @@ class ReportEvent(enum.StrEnum):
 
 
 class Report(Message, frozen=True):
-    """Told by a worker to the pool's scheduler; the last three events release the worker's slot."""
+    """Told by a worker to the pool's scheduler; the last three events release the worker's slot.
+
+    `num_cached` prompt tokens were found in the engine's cache, where the engine says so.
+    """
 
     worker_id: str
     pool: str
@@ -79,3 +139,4 @@ class Report(Message, frozen=True):
     num_tokens: int = 0
     elapsed_ms: float = 0.0
     error: WireError | None = None
+    num_cached: int = 0

@@ -13,8 +13,9 @@ from sage_embedding_worker.locations import ModelSpec
 from sage_embedding_worker.served import ModelLimits, ServedCrossEncoder, ServedEncoder
 from sage_embedding_worker.settings import EmbeddingWorkerSection
 from sage_embedding_worker.vectors import shorten, split_events
-from sage_wire.messages import Completed, Embed, Event, Rerank, Scores, ServedModel, Usage
-from sage_worker import Assigned, Worker
+from sage_wire.messages import Completed, Embed, EngineProfile, Event, Rerank, Scores, ServedModel, Usage
+from sage_worker import Assigned, FormedBatch, Worker
+from sage_worker.device import device_name, is_gpu
 
 __all__ = ["EmbeddingWorker"]
 
@@ -72,6 +73,7 @@ class EmbeddingWorker(Worker):
 
     def models(self) -> list[ServedModel]:
         """Announce each bi-encoder with the tasks embed and rerank, each cross-encoder with rerank."""
+        device = device_name(self._section.device)
         served = [
             ServedModel(
                 name=name,
@@ -80,30 +82,48 @@ class EmbeddingWorker(Worker):
                 max_context=encoder.max_tokens,
                 dim=encoder.dim,
                 description=description,
+                is_batched=True,
+                is_gpu=is_gpu(device),
+                device=device,
+                profile=self._profile(encoder.max_tokens),
             )
             for name, encoder in self._encoders.items()
             for task, description in (("embed", ""), ("rerank", "cosine of embeddings"))
         ]
         served.extend(
-            ServedModel(name=name, task="rerank", engine=_ENGINE, max_context=reranker.max_tokens)
+            ServedModel(
+                name=name,
+                task="rerank",
+                engine=_ENGINE,
+                max_context=reranker.max_tokens,
+                is_batched=True,
+                is_gpu=is_gpu(device),
+                device=device,
+                profile=self._profile(reranker.max_tokens),
+            )
             for name, reranker in self._rerankers.items()
         )
         return served
 
     async def perform(self, request: Assigned) -> AsyncIterator[Event]:
-        """Answer Embed and Rerank. Work of negative priority (batch) gives way to all other."""
+        """Answer Embed and Rerank. Work of negative priority (batch) gives way to all other.
+
+        What the scheduler formed into one batch is computed as one.
+        """
         is_background = request.priority < 0
         match request.work:
             case Embed() as work:
-                events = self._embed(work, is_background)
+                events = self._embed(work, is_background, request.batch)
             case Rerank() as work:
-                events = self._rerank(work, is_background)
+                events = self._rerank(work, is_background, request.batch)
             case other:
                 raise BadRequest(f"found work {type(other).__name__}; expected Embed or Rerank")
         async for event in events:
             yield event
 
-    async def _embed(self, work: Embed, is_background: bool) -> AsyncIterator[Event]:
+    async def _embed(
+        self, work: Embed, is_background: bool, batch: FormedBatch | None
+    ) -> AsyncIterator[Event]:
         encoder = self._encoders.get(work.model)
         if encoder is None:
             raise self._not_found(work.model, self._encoders)
@@ -113,20 +133,30 @@ class EmbeddingWorker(Worker):
                 param="dimensions",
             )
         self._check(work.texts, "input")
-        found = await encoder.compute(work.texts, is_background=is_background)
+        found = await encoder.compute(work.texts, is_background=is_background, batch=batch)
         for event in split_events(shorten(found.values, work.dimensions)):
             yield event
         yield Completed(usage=Usage(prompt_tokens=found.num_tokens))
 
-    async def _rerank(self, work: Rerank, is_background: bool) -> AsyncIterator[Event]:
+    async def _rerank(
+        self, work: Rerank, is_background: bool, batch: FormedBatch | None
+    ) -> AsyncIterator[Event]:
         model = self._rerankers.get(work.model) or self._encoders.get(work.model)
         if model is None:
             raise self._not_found(work.model, [*self._encoders, *self._rerankers])
         self._check([work.query], "query")
         self._check(work.documents, "documents")
-        found = await model.rerank(work.query, work.documents, is_background=is_background)
+        found = await model.rerank(work.query, work.documents, is_background=is_background, batch=batch)
         yield Scores(scores=found.values.tolist())
         yield Completed(usage=Usage(prompt_tokens=found.num_tokens))
+
+    def _profile(self, max_context: int) -> EngineProfile:
+        section = self._section
+        return EngineProfile(
+            max_sequences=section.max_batch_texts,
+            max_step_tokens=section.max_batch_tokens,
+            max_context=max_context,
+        )
 
     def _check(self, texts: Sequence[str], param: str) -> None:
         section = self._section

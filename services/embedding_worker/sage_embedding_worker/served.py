@@ -16,7 +16,7 @@ from sage_core import ContextLengthExceeded
 from sage_embedding_worker.encoder import CrossEncoder, Encoder, Floats
 from sage_embedding_worker.vectors import unique
 from sage_telemetry import metrics
-from sage_worker import BatchLoop
+from sage_worker import BatchLoop, FormedBatch
 from sage_worker.batch_queue import BatchLimits
 
 __all__ = ["Counted", "ModelLimits", "ServedCrossEncoder", "ServedEncoder"]
@@ -97,8 +97,12 @@ class _Served(Generic[T]):
         await self._loop.stop()
         self._counter.shutdown(wait=False)
 
-    async def compute(self, items: Sequence[T], *, is_background: bool = False) -> Counted:
+    async def compute(
+        self, items: Sequence[T], *, is_background: bool = False, batch: FormedBatch | None = None
+    ) -> Counted:
         """Return one row per item, in order; `items` is not empty. Background work gives way to all other.
+
+        Requests of one `batch` are computed together, apart from all other.
 
         Raises ContextLengthExceeded for the first item too long, where that is refused, and what
         `BatchLoop.submit` raises.
@@ -111,10 +115,12 @@ class _Served(Generic[T]):
         lengths = np.minimum(lengths, self._max_tokens)
         rows: list[Floats | None] = [None] * len(distinct)
         by_length = np.argsort(lengths, kind="stable")
-        for start in range(0, len(distinct), _SLICE):
-            part = by_length[start : start + _SLICE].tolist()
+        # A batch was cut by the scheduler: all of it at once.
+        size = _SLICE if batch is None else len(distinct)
+        for start in range(0, len(distinct), size):
+            part = by_length[start : start + size].tolist()
             content = [_Item(distinct[i], int(lengths[i])) for i in part]
-            results = await self._loop.submit(content, is_background=is_background)
+            results = await self._loop.submit(content, is_background=is_background, batch=batch)
             for i, row in zip(part, results, strict=True):
                 rows[i] = row
         values = np.stack([row for row in rows if row is not None])[inverse]
@@ -146,9 +152,16 @@ class ServedEncoder(_Served[str]):
         self.dim = encoder.dim
         self.max_tokens = encoder.max_tokens
 
-    async def rerank(self, query: str, documents: Sequence[str], *, is_background: bool = False) -> Counted:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        is_background: bool = False,
+        batch: FormedBatch | None = None,
+    ) -> Counted:
         """Return the cosine of the query and each document."""
-        found = await self.compute([query, *documents], is_background=is_background)
+        found = await self.compute([query, *documents], is_background=is_background, batch=batch)
         return Counted(found.values[1:] @ found.values[0], found.num_tokens)
 
 
@@ -159,6 +172,14 @@ class ServedCrossEncoder(_Served[tuple[str, str]]):
         super().__init__(encoder.name, encoder.max_tokens, limits, encoder.count_tokens, encoder.score)
         self.max_tokens = encoder.max_tokens
 
-    async def rerank(self, query: str, documents: Sequence[str], *, is_background: bool = False) -> Counted:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        is_background: bool = False,
+        batch: FormedBatch | None = None,
+    ) -> Counted:
         """Return the score of each document, higher is better, in the model's own scale."""
-        return await self.compute([(query, document) for document in documents], is_background=is_background)
+        pairs = [(query, document) for document in documents]
+        return await self.compute(pairs, is_background=is_background, batch=batch)

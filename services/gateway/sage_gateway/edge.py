@@ -21,6 +21,7 @@ from sage_gateway.metrics import IGNORED_FIELDS
 from sage_gateway.ports import SubmitPort
 from sage_gateway.settings import GatewaySection
 from sage_telemetry import SpanHandle, is_sampled, new_root, semconv
+from sage_wire.messages import Targets
 
 __all__ = ["SLO_CLASSES", "Edge", "Visit", "parent_of"]
 
@@ -32,6 +33,7 @@ _CLASS_OF_TIER: Final = {"flex": "batch"}
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _BUDGET_MS: Final = re.compile(rb"[1-9][0-9]{0,11}")
+_TARGET_MS: Final = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,3})?")
 
 
 @dataclass(slots=True)
@@ -75,6 +77,11 @@ class Edge:
         exchange, span = visit.exchange, visit.span
         slo_class = self._slo_class(exchange, service_tier)
         budget = self._budget(exchange)
+        targets = Targets(
+            ttft_ms=self._target_ms(exchange, "x-slo-ttft-ms"),
+            tpot_ms=self._target_ms(exchange, "x-slo-tpot-ms"),
+            e2e_ms=self._target_ms(exchange, "x-slo-e2e-ms"),
+        )
         if span.is_recording:
             span.set(semconv.GEN_AI_OPERATION_NAME, operation)
             span.set(semconv.GEN_AI_REQUEST_MODEL, model)
@@ -87,6 +94,8 @@ class Edge:
             shown_id=exchange.shown_id,
             tenant=visit.tenant,
             slo_class=slo_class,
+            targets=targets,
+            route=visit.route,
             budget=budget,
             traceparent=span.traceparent,
             port=self.port,
@@ -112,6 +121,20 @@ class Edge:
                 param="x-sage-budget-ms",
             )
         return Budget.of(int(given) / 1000, self.clock)
+
+    def _target_ms(self, exchange: Exchange, name: str) -> float | None:
+        """Return the target that a header names; none may be longer than the longest budget."""
+        given = exchange.headers.get(name.encode())
+        if given is None:
+            return None
+        maximum_ms = self.settings.max_budget * 1000
+        if _TARGET_MS.fullmatch(given) is None or not 0 < float(given) <= maximum_ms:
+            shown = given[:32].decode("ascii", "replace")
+            raise BadRequest(
+                f"'{name}': found {shown!r}; expected milliseconds, more than 0 and at most {maximum_ms:g}",
+                param=name,
+            )
+        return float(given)
 
     def _slo_class(self, exchange: Exchange, service_tier: str | None) -> str:
         given = exchange.headers.get(b"x-slo-class")

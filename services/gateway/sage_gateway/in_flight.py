@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sage_core import Budget, Overloaded, Unavailable
 from sage_gateway.metrics import IN_FLIGHT
 from sage_gateway.ports import Stream, SubmitPort
-from sage_wire.messages import Work
+from sage_wire.messages import Targets, Work
 
 __all__ = ["InFlight", "Ticket"]
 
@@ -18,12 +18,14 @@ _RETRY_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Ticket:
-    """One admitted request: whose it is, how urgent, and the streams it has open below."""
+    """One admitted request: whose it is, how urgent, what it was promised, and the streams it has open below."""
 
     request_id: str
     shown_id: str
     tenant: str
     slo_class: str
+    targets: Targets
+    route: str
     budget: Budget
     traceparent: str | None
     port: SubmitPort
@@ -39,6 +41,8 @@ class Ticket:
             request_id=self.request_id + suffix,
             tenant=self.tenant,
             slo_class=self.slo_class,
+            targets=self.targets,
+            route=self.route,
             traceparent=self.traceparent,
         )
         self.streams.append(stream)

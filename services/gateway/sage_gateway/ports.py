@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from sage_core import Budget
-from sage_wire.messages import Event, Work
+from sage_wire.messages import Event, Targets, Work
 
 __all__ = ["Stream", "SubmitPort"]
 
@@ -34,6 +34,8 @@ class SubmitPort(Protocol):
         request_id: str | None = None,
         tenant: str = "default",
         slo_class: str = "interactive",
+        targets: Targets = ...,
+        route: str = "",
         traceparent: str | None = None,
     ) -> Stream:
         """Submit at once; never waits."""

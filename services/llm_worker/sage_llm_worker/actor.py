@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -20,8 +21,9 @@ from sage_llm_worker.model_store import ModelStore
 from sage_llm_worker.selection import Selection, build_engine, select_engine
 from sage_llm_worker.settings import LlmWorkerSection
 from sage_telemetry import metrics
-from sage_wire.messages import Event, Generate, ServedModel, Tokens
-from sage_worker import Assigned, Engine, Worker
+from sage_wire.messages import EngineProfile, Event, Generate, ServedModel, Telemetry, Tokens
+from sage_worker import Assigned, Capacity, Engine, Worker
+from sage_worker.device import is_gpu
 
 __all__ = ["LlmWorker", "end_process"]
 
@@ -98,6 +100,9 @@ class LlmWorker(Worker):
                 engine=engine.name,
                 max_context=capacity.max_context,
                 description=_DESCRIPTIONS.get(engine.name, ""),
+                is_gpu=is_gpu(capacity.device),
+                device=capacity.device,
+                profile=_profile(capacity),
             )
         ]
         self.context.log.info(
@@ -118,6 +123,21 @@ class LlmWorker(Worker):
     def models(self) -> list[ServedModel]:
         """The one model."""
         return self._served
+
+    def telemetry(self) -> list[Telemetry]:
+        """What the engine says of its batch and its cache."""
+        if self._engine is None or self._is_dead:
+            return []
+        stats = self._engine.stats()
+        return [
+            Telemetry(
+                pool=model.name,
+                num_running=stats.num_running,
+                num_waiting=stats.num_waiting,
+                kv_used=stats.kv_used,
+            )
+            for model in self._served
+        ]
 
     def health(self) -> str:
         """What the engine says of itself; a dead one ends the process, so that its supervisor starts another."""
@@ -172,3 +192,14 @@ class LlmWorker(Worker):
     async def _embed(self, texts: list[str]) -> NDArray[np.float32]:
         assert self._client is not None
         return await self._client.embed(self._section.extractive.embedding_model, texts)
+
+
+def _profile(capacity: Capacity) -> EngineProfile:
+    return EngineProfile(
+        **asdict(capacity.step_cost),
+        max_sequences=capacity.max_sequences,
+        max_step_tokens=capacity.max_step_tokens,
+        max_context=capacity.max_context,
+        kv_tokens=capacity.kv_tokens,
+        block_tokens=capacity.block_tokens,
+    )

@@ -1,30 +1,13 @@
-"""Where the shipped configuration is: the user's own copy, the checkout, or the installed distribution."""
+"""Which model the shipped configuration names for a role."""
 
 from __future__ import annotations
 
-import sysconfig
 import tomllib
-from pathlib import Path
-from typing import Final
 
-from sage_core import ConfigurationError, Paths
+from sage_core import ConfigurationError
+from sage_core.config_files import find_config
 
-__all__ = ["configured_model", "find_config"]
-
-_CHECKOUT: Final = Path(__file__).resolve().parents[3]
-
-
-def find_config(name: str) -> Path | None:
-    """Return the file `name` (such as `engines/emulated.toml`) of the first folder that has it.
-
-    Looked for in the user's configuration folder, in `configs/` of a checkout, and in `share/sage/configs` of
-    the installation.
-    """
-    folders = [Paths.for_instance().config]
-    if (_CHECKOUT / "pyproject.toml").is_file():
-        folders.append(_CHECKOUT / "configs")
-    folders.append(Path(sysconfig.get_path("data")) / "share" / "sage" / "configs")
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+__all__ = ["configured_model"]
 
 
 def configured_model(role: str) -> str | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sage_core import ConfigurationError
-from sage_llm_worker.config_files import find_config
 from sage_llm_worker.model_store import HostModels
 from sage_llm_worker.settings import LlmWorkerSection
 
@@ -75,10 +74,11 @@ def build_engine(
             return EmulatedEngine(
                 selection.model,
                 profile=emulated.profile,
-                profiles_file=emulated.profiles_file or find_config("engines/emulated.toml"),
+                profiles_file=emulated.profiles_file,
                 max_sequences=section.max_sequences,
                 max_context=section.max_context,
                 default_tokens=emulated.default_tokens,
+                noise_sigma=emulated.noise_sigma,
             )
         case "extractive":
             from sage_llm_worker.engines.extractive import ExtractiveEngine

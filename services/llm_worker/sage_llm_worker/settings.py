@@ -24,9 +24,12 @@ class EmulatedSection(Section):
 
     profile: str = Field("zero", description="Step-time profile; `zero` never waits.")
     profiles_file: Path | None = Field(
-        None, description="TOML file of profiles; unset: configs/engines/emulated.toml."
+        None, description="TOML file of profiles; unset: all files of configs/engines."
     )
     default_tokens: int = Field(128, ge=1, description="Tokens generated where the request sets no limit.")
+    noise_sigma: float = Field(
+        0.0, ge=0, le=1, description="Spread of step times: sigma of a log-normal factor with mean 1."
+    )
 
 
 class ExtractiveSection(Section):

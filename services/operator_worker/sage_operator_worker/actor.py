@@ -16,6 +16,7 @@ from sage_telemetry import metrics
 from sage_wire import raw
 from sage_wire.messages import Completed, Event, Index, Message, Output, Retrieve, ServedModel, Split
 from sage_worker import Assigned, Worker
+from sage_worker.device import CPU
 
 __all__ = ["OperatorWorker"]
 
@@ -60,7 +61,7 @@ class OperatorWorker(Worker):
     def models(self) -> list[ServedModel]:
         """Announce one pool per operator."""
         return [
-            ServedModel(name=name, task="operator", engine="native", description=description)
+            ServedModel(name=name, task="operator", engine="native", description=description, device=CPU)
             for name, description in _POOLS.items()
         ]
 

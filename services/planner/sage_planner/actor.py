@@ -12,12 +12,13 @@ from sage_client import RequestPort
 from sage_core import BadRequest, Budget
 from sage_pipeline import Plan
 from sage_planner.driver import Origin, RunDriver
+from sage_planner.estimates import NodeTimes
 from sage_planner.jobs import JobPuller
 from sage_planner.library import PipelineLibrary
 from sage_planner.pools import PoolDirectory
 from sage_planner.settings import PlannerSection
 from sage_telemetry import current_traceparent
-from sage_wire.messages import Event, RunPipeline, ServedModel
+from sage_wire.messages import BATCH_CLASS, Event, RunPipeline, ServedModel
 from sage_worker import Assigned, Worker
 
 __all__ = ["PlannerActor"]
@@ -34,6 +35,7 @@ class PlannerActor(Worker):
         self._settings = settings
         self._library = library
         self._roster = Roster(context.control, context.clock)
+        self._times = NodeTimes()
         self._pools = PoolDirectory(lambda: self._roster.actors.values())
         self._port = RequestPort(
             context.bus,
@@ -83,7 +85,15 @@ class PlannerActor(Worker):
         if not isinstance(request.work, RunPipeline):
             raise BadRequest(f"pool {request.pool!r} runs pipelines; found {type(request.work).__name__}")
         traceparent = current_traceparent() or request.traceparent
-        origin = Origin(request.tenant, priority=request.priority, traceparent=traceparent)
+        is_batch = request.slo_class == BATCH_CLASS
+        origin = Origin(
+            tenant=request.tenant,
+            slo_class=request.slo_class,
+            # What a worker gets has the rank of its class taken off; its caller's own is passed on.
+            priority=request.priority + is_batch,
+            targets=request.targets,
+            traceparent=traceparent,
+        )
         driver = self._driver(self._plan(request.work), request.work, request.budget, origin)
         async with aclosing(driver.events()) as events:
             async for event in events:
@@ -102,4 +112,5 @@ class PlannerActor(Worker):
             origin,
             max_attempts=self._settings.max_node_attempts,
             clock=self.context.clock,
+            times=self._times,
         )

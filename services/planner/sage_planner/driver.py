@@ -27,6 +27,7 @@ from sage_pipeline.run import (
     Succeed,
 )
 from sage_pipeline.values import Answer, Chunks, Hits, IndexReport, Prompt, Vector
+from sage_planner.estimates import NodeTimes, node_targets
 from sage_planner.metrics import NODE_SECONDS, RUNS
 from sage_telemetry import get_logger, semconv, start_span
 from sage_wire import raw
@@ -38,6 +39,7 @@ from sage_wire.messages import (
     Retrieved,
     RunPipeline,
     SplitChunks,
+    Targets,
     Tokens,
     Vectors,
     Work,
@@ -72,6 +74,8 @@ class Submitter(Protocol):
         tenant: str,
         slo_class: str,
         priority: int,
+        targets: Targets,
+        route: str,
         traceparent: str | None,
     ) -> Replies:
         """Submit `work` to `pool`; never waits."""
@@ -80,11 +84,12 @@ class Submitter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """On whose behalf a run's requests are made."""
+    """On whose behalf a run's requests are made, and what it was promised when it reached this planner."""
 
     tenant: str = "default"
     slo_class: str = "interactive"
     priority: int = 0
+    targets: Targets = field(default_factory=Targets)
     traceparent: str | None = None
 
 
@@ -107,6 +112,8 @@ class RunDriver:
     max_attempts: int = 3
     seed: int = field(default_factory=lambda: random.getrandbits(32))
     clock: Clock = field(default_factory=SystemClock)
+    times: NodeTimes = field(default_factory=NodeTimes)
+    _begun_at: float = 0.0
     _inbox: asyncio.Queue[RunEvent] = field(default_factory=asyncio.Queue)
     _tasks: dict[str, _NodeTask] = field(default_factory=dict)
     _ended: set[asyncio.Task[None]] = field(default_factory=set)
@@ -122,6 +129,7 @@ class RunDriver:
             self.plan, deadline=self.budget.deadline, max_attempts=self.max_attempts, seed=self.seed
         )
         outcome = "cancelled"
+        self._begun_at = self.clock.now()
         try:
             event: RunEvent = Begin()
             while True:
@@ -175,6 +183,7 @@ class RunDriver:
             case NodeDone(node_id=node_id, value=value):
                 elapsed = self.clock.now() - self._started[node_id]
                 NODE_SECONDS.labels(self.plan.pipeline, node_id).observe(elapsed)
+                self.times.finished(self.plan.pipeline, node_id, elapsed)
                 stage = Annotated(stage=node_id, stage_ms=elapsed * 1000)
                 if isinstance(value, Prompt) and value.sources:
                     return [stage, Annotated(sources=list(value.sources))]
@@ -232,6 +241,7 @@ class RunDriver:
     async def _request(
         self, command: StartNode, call: Call, reply: Reply, budget: Budget, traceparent: str | None
     ) -> None:
+        step = self.plan.step(command.node_id)
         stream = self.port.submit(
             call.pool,
             call.work,
@@ -239,14 +249,22 @@ class RunDriver:
             tenant=self.origin.tenant,
             slo_class=self.origin.slo_class,
             priority=self.origin.priority,
+            targets=node_targets(
+                self.plan, step, self.origin.targets, self.clock.now() - self._begun_at, self.times
+            ),
+            route=f"{self.plan.pipeline}/{step.id}",
             traceparent=traceparent,
         )
-        is_streamed = self.plan.step(command.node_id).is_streamed
+        is_silent = True
         try:
             while True:
                 for event in await stream.next_batch():
                     reply.add(event)
-                    if is_streamed and isinstance(event, Tokens):
+                    if step.is_streamed and isinstance(event, Tokens):
+                        if is_silent:
+                            is_silent = False
+                            elapsed = self.clock.now() - self._started[step.id]
+                            self.times.spoke(self.plan.pipeline, step.id, elapsed)
                         self._inbox.put_nowait(NodeStreamed(command.node_id, command.attempt, event))
                     elif isinstance(event, Completed):
                         return

@@ -31,6 +31,7 @@ from sage_planner.settings import PlannerSection
 from sage_telemetry import get_logger, semconv, start_span
 from sage_wire import CallHeaders, decode, subjects
 from sage_wire.messages import (
+    BATCH_CLASS,
     JOB_STATE_SECONDS,
     NO_VALUE,
     Annotated,
@@ -219,7 +220,7 @@ class JobPuller:
         )
         log.info("job_started", job_id=state.job_id, pipeline=state.pipeline, attempt=state.attempt)
         with span:
-            origin = Origin(submitted.tenant, slo_class="batch", traceparent=span.traceparent)
+            origin = Origin(submitted.tenant, slo_class=BATCH_CLASS, traceparent=span.traceparent)
             budget = Budget.of(submitted.budget_ms / 1000, self._clock)
             driver = self._make_driver(plan, submitted.run, budget, origin)
             stale = self._running.get(state.job_id)

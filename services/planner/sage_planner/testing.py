@@ -27,6 +27,7 @@ from sage_wire.messages import (
     Scores,
     Split,
     SplitChunks,
+    Targets,
     Tokens,
     Usage,
     Vectors,
@@ -47,6 +48,8 @@ class ScriptedStream:
         self.work = work
         self.is_cancelled = False
         self.is_finished = False
+        self.targets: Targets | None = None
+        self.route = ""
         self._pending: list[Event] = []
         self._error: SageError | None = None
         self._wake = asyncio.Event()
@@ -122,12 +125,15 @@ class ScriptedPools:
         tenant: str = "default",  # noqa: ARG002 - the protocol's
         slo_class: str = "interactive",  # noqa: ARG002
         priority: int = 0,  # noqa: ARG002
+        targets: Targets | None = None,
+        route: str = "",
         traceparent: str | None = None,  # noqa: ARG002
     ) -> ScriptedStream:
         """See `RequestPort.submit`."""
         handler = self._handlers.get(pool)
         seconds = budget.remaining if isinstance(budget, Budget) else budget
         stream = ScriptedStream(pool, work, handler(work) if handler is not None else None, seconds)
+        stream.targets, stream.route = targets, route
         self.streams.append(stream)
         return stream
 

@@ -1,4 +1,4 @@
-"""The scheduler actor: bus to desk, desk to bus. All decisions are the desk's."""
+"""The scheduler actor: bus to desk, desk to bus. All decisions are the desk's; who leads which pool, the leases'."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import asyncio
 import time
 from typing import ClassVar
 
-from sage_actor import (
-    Actor,
-    ActorContext,
-    ChangeKind,
-    Presence,
-    Roster,
-    RosterChange,
-    current_call,
-    handles,
+from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, RosterChange, current_call, handles
+from sage_actor.announcer import installed_version
+from sage_bus import Subscription
+from sage_core import Paths, SageError
+from sage_policy import Command, Event, make_policy
+from sage_policy.event_log import LogHeader
+from sage_scheduler.desk import SchedulingDesk
+from sage_scheduler.event_log_file import EventLogFile
+from sage_scheduler.leadership import Leadership
+from sage_scheduler.metrics import DECISIONS, HELD, LED_POOLS, QUEUE_SECONDS, WANTED_INSTANCES
+from sage_scheduler.outgoing import (
+    ArmTimer,
+    NoteScale,
+    Outgoing,
+    Refuse,
+    SendCancel,
+    SendDispatch,
+    SendFailure,
+    SendLead,
 )
-from sage_bus import BusEvent
-from sage_core import NotFound, SageError, Unavailable
-from sage_policy.least_outstanding import RECONCILE_AFTER
-from sage_scheduler.desk import ArmTimer, Outgoing, SchedulingDesk, SendCancel, SendDispatch, SendFailure
-from sage_scheduler.metrics import DECISIONS, HELD, QUEUE_SECONDS
 from sage_scheduler.settings import SchedulerSettings
 from sage_telemetry import is_sampled, record_span, semconv
 from sage_wire import CallHeaders, encode, subjects
@@ -38,71 +43,91 @@ from sage_wire.messages import (
 
 __all__ = ["SchedulerActor"]
 
-RECONCILE_INTERVAL = 1.0
-"""Seconds between two comparisons of what was dispatched with what workers list."""
-
 
 class SchedulerActor(Actor):
-    """Serves every pool. Its state is soft: a fresh one learns it from the workers' announcements."""
+    """Leads the pools whose leases it holds, and stands by for the others.
+
+    Its state is soft: who takes over learns it from the workers' announcements, consumers submit again what waited.
+    """
 
     kind: ClassVar[str] = "scheduler"
 
     def __init__(self, context: ActorContext, settings: SchedulerSettings) -> None:
         super().__init__(context)
-        self._desk = SchedulingDesk(settings.scheduler)
+        section = settings.scheduler
+        policy = make_policy(
+            section.policy,
+            max_queued=section.max_queued,
+            seed=section.seed,
+            classes=section.slo_classes(),
+            **section.weights,
+        )
+        self._settings = settings
+        self._log_file: EventLogFile | None = None
+        self._desk = SchedulingDesk(
+            policy,
+            scheduler_id=context.actor_id,
+            max_receipts=section.max_receipts,
+            record=self._record if section.event_log else None,
+        )
         self._roster = Roster(context.control, context.clock)
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._knows_pools_at = 0.0
-        self._reconnected_at = self.context.clock.now()
+        self._leadership = Leadership(
+            context, ttl=section.lease_ttl, on_gained=self._on_gained, on_lost=self._on_lost
+        )
+        self._subscriptions: dict[str, list[Subscription]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._ties_version = 0
 
     async def on_start(self) -> None:
-        """Learn who serves what before the first submit is read."""
-        self.context.control.on_event(self._on_bus_event)
+        """Listen for workers; pools are led as they are found to have no leader."""
+        if self._settings.scheduler.event_log:
+            self._log_file = self._open_log()
         self._roster.subscribe(self._on_roster)
+        self._roster.follow(self._on_announcement)
         await self._roster.start()
-        self._knows_pools_at = self.context.clock.now() + self.context.settings.announce_interval
-        self.context.spawn(self._reconcile(), name="reconcile")
+        self._leadership.start()
 
     async def on_stop(self) -> None:
-        """Forget timers; what is queued is resubmitted by its consumers to the next scheduler."""
-        for timer in self._timers.values():
-            timer.cancel()
+        """Hand the pools over: another scheduler leads them at once, and gets what waits from its consumers."""
+        if self._timer is not None:
+            self._timer.cancel()
         await self._roster.stop()
+        for pool in await self._leadership.release():
+            self._send(self._desk.lose(pool, self.context.clock.now()))
+        if self._log_file is not None:
+            self._log_file.close()
 
     def presence(self) -> Presence:
-        """Report how much is held and queued."""
-        return Presence(num_in_flight=self._desk.num_held, num_queued=self._desk.num_queued)
+        """Report how much is held and queued, and which pools are led."""
+        return Presence(
+            num_in_flight=self._desk.num_held,
+            num_queued=self._desk.num_queued,
+            leads=tuple(sorted(self._subscriptions)),
+        )
 
     # -- messages -----------------------------------------------------------------------------------------
 
-    @handles(subject=lambda _: subjects.ALL_SUBMITS)
+    @handles(is_on_demand=True)
     async def submit(self, request: Submit) -> Accepted:
         """Queue, dispatch or refuse."""
         call = current_call()
-        now = self.context.clock.now()
-        try:
-            outgoing = self._desk.submit(request, call.budget.deadline, call.traceparent, now)
-        except NotFound as error:
-            if now < self._knows_pools_at:
-                # Not every worker has answered yet: "not found" would be taken for final.
-                raise Unavailable(f"this scheduler has just started; {error.message}") from None
-            DECISIONS.labels(decision="refused", code=error.code).inc()
-            raise
-        except SageError as error:
-            DECISIONS.labels(decision="refused", code=error.code).inc()
-            raise
+        outgoing = self._desk.submit(request, call.budget.deadline, call.traceparent, self._now())
         self._send(outgoing)
+        for item in outgoing:
+            if isinstance(item, Refuse):
+                DECISIONS.labels(decision="refused", code=item.error.code).inc()
+                raise item.error
         return Accepted(scheduler_id=self.context.actor_id, epoch=self.context.epoch)
 
-    @handles(subject=lambda _: subjects.ALL_REPORTS)
+    @handles(is_on_demand=True)
     async def report(self, report: Report) -> None:
         """Free slots, learn."""
-        self._send(self._desk.report(report, self.context.clock.now()))
+        self._send(self._desk.report(report, self._now()))
 
-    @handles(subject=lambda _: subjects.ALL_CANCELS, is_control=True)
+    @handles(is_on_demand=True, is_control=True)
     async def cancel(self, cancel: Cancel) -> None:
         """Stop a request wherever it is."""
-        self._send(self._desk.cancel(cancel, self.context.clock.now()))
+        self._send(self._desk.cancel(cancel, self._now()))
 
     @handles(subject=lambda _: subjects.RECEIPTS_FIND, is_control=True)
     async def find_receipt(self, request: FindReceipt) -> Receipt:
@@ -115,32 +140,65 @@ class SchedulerActor(Actor):
             reason=f"scheduler {self.context.actor_id} has no receipt of it", queue_ms=0.0, num_queued=0,
         )  # fmt: skip
 
+    # -- leadership ---------------------------------------------------------------------------------------
+
+    async def _on_gained(self, pool: str, fence: int) -> None:
+        """Begin to lead: hear of what runs, tell the workers, then take submits."""
+        context, opened = self.context, list[Subscription]()
+        try:
+            opened.append(await context.listen("report", subjects.pool_report(pool)))
+            opened.append(await context.listen("cancel", subjects.pool_cancel(pool)))
+            now = self._now()
+            if self._leadership.is_leading(pool, fence):
+                self._send(self._desk.lead(pool, fence, now))
+                opened.append(await context.listen("submit", subjects.pool_submit(pool)))
+        except SageError as error:
+            # The lease goes back, and the pool is claimed anew, here or elsewhere.
+            context.log.warning("pool_not_opened", pool=pool, reason=error.message)
+            await self._leadership.give_up(pool, fence)
+        if not self._leadership.is_leading(pool, fence):
+            await _close(opened)  # it was lost meanwhile
+            return
+        self._subscriptions[pool] = opened
+        self._note_leads()
+
+    def _on_lost(self, pool: str) -> None:
+        """Stop at once: another scheduler may lead the pool already."""
+        self._send(self._desk.lose(pool, self.context.clock.now()))
+        opened = self._subscriptions.pop(pool, [])
+        self.context.spawn(_close(opened), name=f"close {pool}")
+        self._note_leads()
+
+    def _note_leads(self) -> None:
+        LED_POOLS.set(len(self._subscriptions))
+        self.context.announce()
+
+    def _now(self) -> float:
+        """Return the time, after ending what was led until then: nothing is decided under a lease that is over."""
+        now = self.context.clock.now()
+        self._leadership.sweep(now)
+        return now
+
     # -- presence -----------------------------------------------------------------------------------------
 
     def _on_roster(self, change: RosterChange) -> None:
-        announcement, now = change.announcement, self.context.clock.now()
         if change.kind is ChangeKind.DOWN:
-            self._send(self._desk.worker_down(announcement.actor_id, now, is_lost=change.is_lost))
-        elif _takes_work(announcement):
-            self._send(self._desk.worker_up(announcement, now))
+            actor_id = change.announcement.actor_id
+            self._send(self._desk.worker_down(actor_id, self._now(), is_lost=change.is_lost))
+            self._serve()
+
+    def _on_announcement(self, announcement: Announcement) -> None:
+        """Compare what was dispatched with what the worker lists: nothing else tells of a dispatch that was lost."""
+        if announcement.state == "ready" and announcement.models:
+            self._send(self._desk.worker_heard(announcement, self._now()))
         else:
-            self._send(self._desk.worker_down(announcement.actor_id, now, is_lost=False))
+            self._send(self._desk.worker_draining(announcement.actor_id, self._now()))
+        self._serve()
 
-    async def _reconcile(self) -> None:
-        """Compare what was dispatched with what workers list; nothing else tells of a dispatch that was lost."""
-        while True:
-            await asyncio.sleep(RECONCILE_INTERVAL)
-            now = self.context.clock.now()
-            if not self.context.control.is_connected or now - self._reconnected_at < RECONCILE_AFTER:
-                # What workers said before the gap says nothing of what was dispatched to them since.
-                continue
-            for announcement in list(self._roster.actors.values()):
-                if _takes_work(announcement):
-                    self._send(self._desk.worker_up(announcement, now))
-
-    def _on_bus_event(self, event: BusEvent, _detail: str) -> None:
-        if event is BusEvent.RECONNECTED:
-            self._reconnected_at = self.context.clock.now()
+    def _serve(self) -> None:
+        if self._desk.ties_version != self._ties_version:
+            self._ties_version = self._desk.ties_version
+            self._leadership.serve(self._desk.ties())
 
     # -- out ----------------------------------------------------------------------------------------------
 
@@ -151,11 +209,17 @@ class SchedulerActor(Actor):
                     self._dispatch(item)
                 case SendCancel(worker_id, cancel):
                     self.context.tell(subjects.worker_cancel(worker_id), cancel, is_control=True)
+                case SendLead(worker_id, lead):
+                    self._publish(subjects.worker_lead(worker_id), lead, CallHeaders(), is_control=True)
                 case SendFailure(reply_to, delta):
                     DECISIONS.labels(decision="failed", code=delta.event.error.code).inc()  # type: ignore[union-attr]
                     self._publish(reply_to, Frame(deltas=[delta]), CallHeaders())
-                case ArmTimer(pool, at):
-                    self._arm(pool, at)
+                case ArmTimer(at):
+                    self._arm(at)
+                case Refuse():
+                    pass  # the answer of the call at hand
+                case NoteScale(pool, num_instances):
+                    WANTED_INSTANCES.labels(pool=pool).set(num_instances)
         HELD.set(self._desk.num_held)
 
     def _dispatch(self, item: SendDispatch) -> None:
@@ -176,23 +240,48 @@ class SchedulerActor(Actor):
         headers = CallHeaders(budget_ms=budget_ms, traceparent=item.traceparent)
         self._publish(subjects.worker_dispatch(item.worker_id), item.dispatch, headers)
 
-    def _publish(self, subject: str, message: Message, headers: CallHeaders) -> None:
+    def _publish(
+        self, subject: str, message: Message, headers: CallHeaders, *, is_control: bool = False
+    ) -> None:
+        bus = self.context.control if is_control else self.context.bus
         try:
-            self.context.bus.publish(subject, encode(message), headers.encode())
+            bus.publish(subject, encode(message), headers.encode())
         except SageError as error:
             # The consumer's silence probe and budget cover what could not be sent.
             self.context.log.error("publish_refused", subject=subject, code=error.code, reason=error.message)
 
-    def _arm(self, pool: str, at: float) -> None:
-        previous = self._timers.pop(pool, None)
-        if previous is not None:
-            previous.cancel()
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         delay = max(0.0, at - self.context.clock.now())
-        self._timers[pool] = asyncio.get_running_loop().call_later(delay, self._on_timer, pool)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
-    def _on_timer(self, pool: str) -> None:
-        self._send(self._desk.timer(pool, self.context.clock.now()))
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._send(self._desk.timer(self._now()))
+
+    # -- the event log ------------------------------------------------------------------------------------
+
+    def _open_log(self) -> EventLogFile:
+        section, context = self._settings.scheduler, self.context
+        header = LogHeader(
+            policy=section.policy,
+            max_queued=section.max_queued,
+            seed=section.seed,
+            classes=section.slo_classes(),
+            weights=section.weights,
+            version=installed_version(),
+            scheduler_id=context.actor_id,
+            epoch=context.epoch,
+        )
+        path = Paths.for_instance(self._settings.instance).state / "events" / f"{context.actor_id}.log"
+        return EventLogFile(path, header, max_bytes=section.event_log_size)
+
+    def _record(self, event: Event, now: float, commands: list[Command]) -> None:
+        if self._log_file is not None:
+            self._log_file.record(event, now, commands)
 
 
-def _takes_work(announcement: Announcement) -> bool:
-    return announcement.state == "ready" and bool(announcement.models)
+async def _close(subscriptions: list[Subscription]) -> None:
+    for subscription in subscriptions:
+        await subscription.unsubscribe()

@@ -1,16 +1,16 @@
-"""The scheduler without IO: turns submits, reports, cancels and presence into policy events, and back.
+"""The scheduler without IO: submits, reports, cancels and presence become policy events, its commands messages.
 
-It owns what a policy must not see: the request bodies, where their frames go, and the receipts.
+One policy serves all pools that are led here. Pools that another scheduler leads are known, but the policy never
+hears of them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
-from sage_core import NotFound, SageError, error_from_code
+from sage_core import SageError, Unavailable, error_from_code
 from sage_policy import (
     Abort,
     Command,
@@ -18,231 +18,223 @@ from sage_policy import (
     Event,
     Finished,
     FirstToken,
-    Instance,
     InstanceDown,
     InstanceUp,
     Policy,
+    PoolClosed,
+    Progressed,
+    ScaleHint,
     SetTimer,
     Shed,
     Started,
     Submitted,
+    Telemetry,
     Timer,
-    make_policy,
 )
 from sage_policy import Cancelled as CancelledEvent
 from sage_policy import Dispatch as DispatchCommand
-from sage_scheduler.settings import SchedulerSection
+from sage_scheduler.held import Held, HeldRequests, attempt_of, key_of, request_id_of
+from sage_scheduler.instances import PoolFacts, pool_facts
+from sage_scheduler.outgoing import (
+    ArmTimer,
+    NoteScale,
+    Outgoing,
+    Refuse,
+    SendCancel,
+    SendDispatch,
+    SendFailure,
+    SendLead,
+)
+from sage_scheduler.receipts import ReceiptBook, Subject
+from sage_scheduler.workers import KnownWorkers
 from sage_wire.messages import (
+    BATCH_CLASS,
     Announcement,
     Cancel,
     Delta,
     Dispatch,
     Failed,
+    Lead,
     Receipt,
-    ReceiptCandidate,
     Report,
     ReportEvent,
     Submit,
+    Targets,
     WireError,
 )
 
-__all__ = ["ArmTimer", "Outgoing", "SchedulingDesk", "SendCancel", "SendDispatch", "SendFailure"]
-
-CANCEL_MEMORY = 5.0
-"""Seconds that a cancel for an unknown request is remembered: it may have overtaken its submit."""
-
-BATCH_CLASS = "batch"
+__all__ = ["OUT_OF_BAND", "Record", "SchedulingDesk"]
 
 OUT_OF_BAND = -1
 """`Delta.seq` of a failure that the scheduler reports for a worker that cannot."""
 
-
-@dataclass(frozen=True, slots=True)
-class SendDispatch:
-    """Tell a worker to start. `submitted_at` is on the desk's clock, for the queue-wait span."""
-
-    worker_id: str
-    dispatch: Dispatch
-    deadline: float
-    traceparent: str | None
-    submitted_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    """Tell a worker to stop."""
-
-    worker_id: str
-    cancel: Cancel
-
-
-@dataclass(frozen=True, slots=True)
-class SendFailure:
-    """Tell a consumer that its request is over."""
-
-    reply_to: str
-    delta: Delta
-
-
-@dataclass(frozen=True, slots=True)
-class ArmTimer:
-    """Call `SchedulingDesk.timer(pool)` at `at`."""
-
-    pool: str
-    at: float
-
-
-Outgoing = SendDispatch | SendCancel | SendFailure | ArmTimer
-
-
-@dataclass(slots=True)
-class _Held:
-    """A request from submit to its last report."""
-
-    submit: Submit
-    deadline: float
-    traceparent: str | None
-    since: float
-    worker_id: str | None = None
-    dispatched_at: float = 0.0
+Record = Callable[[Event, float, list[Command]], None]
+"""Is told of every event that the policy got and of the commands that it gave."""
 
 
 @dataclass(slots=True)
 class _Pool:
-    name: str
-    policy: Policy
-    workers: set[str]
+    """A pool that is led here."""
+
+    fence: int
+    facts: PoolFacts
 
 
 class SchedulingDesk:
-    """One scheduler's whole state. Every method returns what must be sent, in order."""
+    """One scheduler's whole state. Every method returns what must be sent, in order; `now` never goes back."""
 
-    def __init__(self, settings: SchedulerSection) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        scheduler_id: str = "",
+        max_receipts: int = 10_000,
+        record: Record | None = None,
+    ) -> None:
+        self._policy = policy
+        self._scheduler_id = scheduler_id
+        self._record = record
         self._pools: dict[str, _Pool] = {}
-        self._held: dict[str, _Held] = {}
-        self._attempts: dict[str, list[str]] = {}
-        self._workers: dict[str, Announcement] = {}
-        self._receipts: OrderedDict[str, Receipt] = OrderedDict()
-        self._cancelled: OrderedDict[str, float] = OrderedDict()
+        self._held = HeldRequests()
+        self._workers = KnownWorkers()
+        self._receipts = ReceiptBook(scheduler_id, policy.name, max_receipts)
+
+    # -- leadership ---------------------------------------------------------------------------------------
+
+    def lead(self, pool_name: str, fence: int, now: float) -> list[Outgoing]:
+        """Begin to schedule a pool, with what its workers say they run. Dispatches carry `fence`."""
+        models = self._workers.models(pool_name)
+        self._pools[pool_name] = _Pool(fence, pool_facts(models))
+        outgoing: list[Outgoing] = []
+        for worker_id in self._workers.of_pool(pool_name):
+            outgoing += self._instance_up(worker_id, pool_name, now)
+        return outgoing
+
+    def lose(self, pool_name: str, now: float) -> list[Outgoing]:
+        """Stop scheduling a pool: what runs is the next leader's, all else must be submitted to that one.
+
+        Nobody will hear of a dispatch that is lost on its way now, so what has not been confirmed counts as waiting.
+        """
+        if self._pools.pop(pool_name, None) is None:
+            return []
+        outgoing = self._run(PoolClosed(pool_name), now)
+        error = Unavailable(f"scheduler {self._scheduler_id} does not lead the pool any more")
+        for key in self._held.of_pool(pool_name):
+            held = self._held.release(key)
+            if held is not None and not held.is_started:
+                outgoing.append(_failure(held.submit, error))
+        self._workers.forget_pool(pool_name)
+        return outgoing
 
     # -- from consumers -----------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, deadline: float, traceparent: str | None, now: float) -> list[Outgoing]:
-        """Take a request. Raises the SageError to answer with where it is refused at once.
+        """Take a request. Where it is refused at once, a `Refuse` is among what is returned.
 
         Idempotent per (request_id, attempt). `deadline` is absolute, on the clock of `now`.
         """
         pool = self._pools.get(submit.pool)
         if pool is None:
-            known = ", ".join(sorted(self._pools)) or "none yet"
-            raise NotFound(f"nothing serves {submit.pool!r}; served now: {known}", param="model")
-        self._forget_cancels(now)
-        if submit.request_id in self._cancelled:
-            raise error_from_code("cancelled", "cancelled before it was submitted")
-        key = _key(submit.request_id, submit.attempt)
+            error = Unavailable(f"scheduler {self._scheduler_id} does not lead the pool {submit.pool!r}")
+            return [Refuse(error)]
+        if self._held.was_cancelled(submit.request_id, now):
+            return [Refuse(error_from_code("cancelled", "cancelled before it was submitted"))]
+        key = key_of(submit.request_id, submit.attempt)
         if key in self._held:
             return []
-        self._hold(key, _Held(submit, deadline, traceparent, now))
-        size = submit.size
-        event = Submitted(
-            key=key,
-            pool=submit.pool,
-            deadline=deadline,
-            num_items=size.num_items,
-            num_chars=size.num_chars,
-            max_tokens=size.max_tokens,
-            tenant=submit.tenant,
-            slo_class=submit.slo_class,
-            priority=_priority(submit),
-        )
-        outgoing, refusal = self._run(pool, event, now, refusable=key)
-        if refusal is not None:
-            raise refusal
+        self._held.add(key, Held(submit, deadline, traceparent, now))
+        outgoing = self._run(_submitted(key, submit, deadline, pool.facts), now, refusable=key)
+        held = self._held.get(key)
+        if held is not None and held.worker_id is None:
+            self._receipts.held(self._subject(held), self._held.num_queued)
         return outgoing
 
     def cancel(self, cancel: Cancel, now: float) -> list[Outgoing]:
         """Stop every attempt of a request (or one), wherever it is. Idempotent."""
-        keys = [
-            key
-            for key in self._attempts.get(cancel.request_id, ())
-            if cancel.attempt is None or self._held[key].submit.attempt == cancel.attempt
-        ]
+        keys = self._held.of_request(cancel.request_id, cancel.attempt)
         if not keys and cancel.attempt is None:
-            self._cancelled[cancel.request_id] = now
-            self._forget_cancels(now)
+            self._held.remember_cancel(cancel.request_id, now)
         outgoing: list[Outgoing] = []
         for key in keys:
-            pool = self._pools[self._held[key].submit.pool]
-            outgoing += self._run(pool, CancelledEvent(key), now)[0]
+            outgoing += self._run(CancelledEvent(key), now)
         return outgoing
 
     # -- from workers -------------------------------------------------------------------------------------
 
     def report(self, report: Report, now: float) -> list[Outgoing]:
-        """Take a worker's word on a dispatch. Reports on unknown requests free the slot all the same."""
-        pool = self._pools.get(report.pool)
-        if pool is None:
+        """Take a worker's word on a dispatch. Reports on requests of earlier leaders free the slot all the same."""
+        if report.pool not in self._pools:
             return []
-        key = _key(report.request_id, report.attempt)
+        key = key_of(report.request_id, report.attempt)
+        held = self._held.get(key)
+        elapsed_ms = 0.0 if held is None else (now - held.dispatched_at) * 1000
         event: Event
         match report.event:
             case ReportEvent.STARTED:
+                if held is not None:
+                    held.is_started = True
                 event = Started(key)
             case ReportEvent.FIRST_TOKEN:
-                event = FirstToken(key)
-            case ReportEvent.FINISHED | ReportEvent.FAILED | ReportEvent.CANCELLED:
-                held = self._let_go(key)
                 if held is not None:
-                    self._note_actual(report, (now - held.dispatched_at) * 1000)
+                    self._receipts.started(report, elapsed_ms)
+                event = FirstToken(key, report.num_cached)
+            case ReportEvent.FINISHED | ReportEvent.FAILED | ReportEvent.CANCELLED:
+                if self._held.release(key) is not None:
+                    self._receipts.ended(report, elapsed_ms)
+                self._workers.forget_key(report.worker_id, key)
                 event = Finished(key, report.num_tokens)
-        return self._run(pool, event, now)[0]
+        return self._run(event, now)
 
-    def worker_up(self, announcement: Announcement, now: float) -> list[Outgoing]:
-        """Take a ready worker's announcement: its pools, limits and what it runs."""
-        before = self._workers.get(announcement.actor_id)
-        self._workers[announcement.actor_id] = announcement
-        names = {model.name for model in announcement.models}
+    def worker_heard(self, announcement: Announcement, now: float) -> list[Outgoing]:
+        """Take the announcement of a worker that takes work: its pools, limits, load, and what it runs."""
+        worker_id = announcement.actor_id
+        dropped = self._workers.heard(announcement)
         outgoing: list[Outgoing] = []
-        for model in before.models if before is not None else []:
-            if model.name not in names:
-                outgoing += self._leave(announcement.actor_id, model.name, now, is_lost=False)
-        for name in sorted(names):
-            pool = self._pools.get(name)
-            if pool is None:
-                policy = make_policy(
-                    self._settings.policy, max_queued=self._settings.max_queued, seed=self._settings.seed
-                )
-                pool = self._pools[name] = _Pool(name, policy, set())
-            pool.workers.add(announcement.actor_id)
-            instance = Instance(
-                announcement.actor_id, name, announcement.max_in_flight, self._running(announcement, name)
-            )
-            outgoing += self._run(pool, InstanceUp(instance), now)[0]
+        for pool_name in dropped:
+            outgoing += self._leave(worker_id, pool_name, now, is_lost=False)
+        for key in self._workers.ended_unheard(worker_id):
+            outgoing += self._run(Finished(key), now)
+        for pool_name in self._workers.pools(worker_id):
+            if pool_name in self._pools:
+                outgoing += self._instance_up(worker_id, pool_name, now)
+        for load in announcement.telemetry:
+            if load.pool in self._pools:
+                event = Telemetry(worker_id, load.pool, load.num_running, load.num_waiting, load.kv_used)
+                outgoing += self._run(event, now)
+        return outgoing + self._progress(announcement, now)
+
+    def worker_draining(self, worker_id: str, now: float) -> list[Outgoing]:
+        """Give a worker no more work. Idempotent."""
+        outgoing: list[Outgoing] = []
+        for pool_name in self._workers.closed(worker_id):
+            outgoing += self._leave(worker_id, pool_name, now, is_lost=False)
         return outgoing
 
     def worker_down(self, worker_id: str, now: float, *, is_lost: bool) -> list[Outgoing]:
-        """Stop using a worker: it drains, or (`is_lost`) it is gone with all it ran."""
-        before = self._workers.get(worker_id)
-        if before is None:
-            return []
-        if is_lost:
-            del self._workers[worker_id]
+        """Forget a worker: it ended, having told of all it ran, or (`is_lost`) it is gone with that."""
         outgoing: list[Outgoing] = []
-        for model in before.models:
-            outgoing += self._leave(worker_id, model.name, now, is_lost=is_lost)
+        for pool_name in self._workers.gone(worker_id):
+            outgoing += self._leave(worker_id, pool_name, now, is_lost=is_lost)
         return outgoing
 
-    def timer(self, pool_name: str, now: float) -> list[Outgoing]:
+    def timer(self, now: float) -> list[Outgoing]:
         """The time of an `ArmTimer` has come."""
-        pool = self._pools.get(pool_name)
-        return [] if pool is None else self._run(pool, Timer(), now)[0]
+        return self._run(Timer(), now)
 
     # -- to look at ---------------------------------------------------------------------------------------
 
     def receipt(self, request_id: str) -> Receipt | None:
         """Return the latest decision on a request, None where it is unknown or long ago."""
-        return self._receipts.get(request_id)
+        return self._receipts.find(request_id)
+
+    def ties(self) -> dict[str, frozenset[str]]:
+        """Return every pool that is served now, with what it shares with others: its workers and devices."""
+        return self._workers.ties()
+
+    @property
+    def ties_version(self) -> int:
+        """Grows whenever `ties` may give something else."""
+        return self._workers.ties_version
 
     @property
     def num_held(self) -> int:
@@ -252,61 +244,87 @@ class SchedulingDesk:
     @property
     def num_queued(self) -> int:
         """Requests not yet given to a worker."""
-        return sum(1 for held in self._held.values() if held.worker_id is None)
+        return self._held.num_queued
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _leave(self, worker_id: str, pool_name: str, now: float, *, is_lost: bool) -> list[Outgoing]:
+    def _instance_up(self, worker_id: str, pool_name: str, now: float) -> list[Outgoing]:
+        """Tell the policy of a worker, unless it would hear nothing new."""
         pool = self._pools[pool_name]
-        if is_lost:
-            pool.workers.discard(worker_id)
-        return self._run(pool, InstanceDown(worker_id, pool_name, is_lost), now)[0]
-
-    def _running(self, announcement: Announcement, pool_name: str) -> tuple[str, ...]:
-        """What the worker runs for this pool. Unknown keys (of an earlier scheduler) count in its first pool."""
-        is_first = pool_name == min(model.name for model in announcement.models)
-        keys = []
-        for key in announcement.in_flight:
-            held = self._held.get(key)
-            if held.submit.pool == pool_name if held is not None else is_first:
-                keys.append(key)
-        return tuple(keys)
-
-    def _run(
-        self, pool: _Pool, event: Event, now: float, refusable: str | None = None
-    ) -> tuple[list[Outgoing], SageError | None]:
+        placed = {
+            key
+            for key in self._held.placed_on(worker_id)
+            if (held := self._held.get(key)) is not None and held.submit.pool == pool_name
+        }
+        news = self._workers.news(worker_id, pool_name, placed, self._pool_of)
+        if news is None:
+            return []
         outgoing: list[Outgoing] = []
-        refusal: SageError | None = None
-        for command in pool.policy.handle(event, now):
+        if news.is_first:
+            pool.facts = pool_facts(self._workers.models(pool_name))
+            lead = Lead(pool=pool_name, scheduler_id=self._scheduler_id, fence=pool.fence)
+            outgoing.append(SendLead(worker_id, lead))
+        return outgoing + self._run(InstanceUp(news.instance), now)
+
+    def _pool_of(self, key: str, worker_id: str) -> str | None:
+        """Return the pool that a worker runs `key` for: of an earlier leader's, the first that is led here."""
+        held = self._held.get(key)
+        if held is not None:
+            return held.submit.pool
+        return next((pool for pool in self._workers.pools(worker_id) if pool in self._pools), None)
+
+    def _leave(self, worker_id: str, pool_name: str, now: float, *, is_lost: bool) -> list[Outgoing]:
+        if pool_name not in self._pools:
+            return []
+        return self._run(InstanceDown(worker_id, pool_name, is_lost), now)
+
+    def _progress(self, announcement: Announcement, now: float) -> list[Outgoing]:
+        outgoing: list[Outgoing] = []
+        for key, num_tokens in zip(announcement.in_flight, announcement.num_tokens, strict=False):
+            held = self._held.get(key)
+            if held is not None and held.worker_id == announcement.actor_id and num_tokens > held.num_tokens:
+                held.num_tokens = num_tokens
+                outgoing += self._run(Progressed(key, num_tokens), now)
+        return outgoing
+
+    def _run(self, event: Event, now: float, refusable: str | None = None) -> list[Outgoing]:
+        """Give the policy an event. That `refusable` is shed is told as `Refuse`, others to their consumers."""
+        commands = self._policy.handle(event, now)
+        if self._record is not None:
+            self._record(event, now, commands)
+        if not commands:
+            return []
+        sizes = Counter(command.batch for command in commands if isinstance(command, DispatchCommand))
+        outgoing: list[Outgoing] = []
+        for command in commands:
             match command:
-                case DispatchCommand(key, instance_id, decision):
-                    outgoing += self._dispatched(pool, key, instance_id, decision, now)
-                case Shed(key, code, retry_after, decision):
-                    held = self._let_go(key)
-                    self._keep_receipt(pool, key, command, decision)
-                    error = _shed_error(code, decision, retry_after)
+                case DispatchCommand(key):
+                    outgoing += self._dispatched(command, sizes[command.batch] if command.batch else 0, now)
+                case Shed(key):
+                    held = self._held.release(key)
+                    error = _shed_error(command)
+                    if held is not None:
+                        self._receipts.decided(self._subject(held), command)
                     if key == refusable:
-                        refusal = error
+                        outgoing.append(Refuse(error))
                     elif held is not None:
                         outgoing.append(_failure(held.submit, error))
-                case Abort(key, instance_id, decision):
-                    self._keep_receipt(pool, key, command, decision)
+                case Abort(key, instance_id):
                     held = self._held.get(key)
-                    attempt = held.submit.attempt if held is not None else None
-                    outgoing.append(
-                        SendCancel(instance_id, Cancel(request_id=_request_id(key), attempt=attempt))
-                    )
+                    if held is not None:
+                        self._receipts.decided(self._subject(held), command)
+                    cancel = Cancel(request_id=request_id_of(key), attempt=attempt_of(key))
+                    outgoing.append(SendCancel(instance_id, cancel))
                 case SetTimer(at):
-                    outgoing.append(ArmTimer(pool.name, at))
-        return outgoing, refusal
+                    outgoing.append(ArmTimer(at))
+                case ScaleHint(pool, num_instances):
+                    outgoing.append(NoteScale(pool, num_instances))
+        return outgoing
 
-    def _dispatched(
-        self, pool: _Pool, key: str, worker_id: str, decision: Decision, now: float
-    ) -> list[Outgoing]:
-        held = self._held[key]
-        held.worker_id, held.dispatched_at = worker_id, now
-        self._keep_receipt(pool, key, DispatchCommand(key, worker_id, decision), decision)
-        submit = held.submit
+    def _dispatched(self, command: DispatchCommand, batch_size: int, now: float) -> list[Outgoing]:
+        held = self._held.place(command.key, command.instance_id, now)
+        self._receipts.decided(self._subject(held, batch_size), command)
+        submit, waited_ms = held.submit, (now - held.since) * 1000
         dispatch = Dispatch(
             request_id=submit.request_id,
             attempt=submit.attempt,
@@ -314,79 +332,68 @@ class SchedulingDesk:
             reply_to=submit.reply_to,
             work=submit.work,
             tenant=submit.tenant,
-            priority=_priority(submit),
-            queue_ms=decision.queue_seconds * 1000,
+            priority=_rank_at_worker(submit),
+            queue_ms=waited_ms,
+            fence=self._pools[submit.pool].fence,
+            batch=command.batch,
+            batch_size=batch_size,
+            slo_class=submit.slo_class,
+            targets=_later(submit.targets, waited_ms),
         )
-        return [SendDispatch(worker_id, dispatch, held.deadline, held.traceparent, held.since)]
+        return [SendDispatch(command.instance_id, dispatch, held.deadline, held.traceparent, held.since)]
 
-    def _keep_receipt(self, pool: _Pool, key: str, command: Command, decision: Decision) -> None:
-        if self._settings.max_receipts == 0:
-            return
-        request_id = _request_id(key)
-        self._receipts[request_id] = Receipt(
-            request_id=request_id,
-            attempt=int(key.rpartition("/")[2]),
-            pool=pool.name,
-            policy=pool.policy.name,
-            decision=_DECISIONS[type(command)],
-            reason=decision.reason,
-            queue_ms=decision.queue_seconds * 1000,
-            num_queued=decision.num_queued,
-            chosen=command.instance_id if isinstance(command, DispatchCommand) else None,
-            candidates=[
-                ReceiptCandidate(instance_id=c.instance_id, score=c.score, reason=c.reason)
-                for c in decision.candidates
-            ],
-        )
-        self._receipts.move_to_end(request_id)
-        while len(self._receipts) > self._settings.max_receipts:
-            self._receipts.popitem(last=False)
-
-    def _note_actual(self, report: Report, elapsed_ms: float) -> None:
-        receipt = self._receipts.get(report.request_id)
-        if receipt is not None and receipt.attempt == report.attempt:
-            self._receipts[report.request_id] = msgspec.structs.replace(receipt, actual_ms=elapsed_ms)
-
-    def _hold(self, key: str, held: _Held) -> None:
-        self._held[key] = held
-        self._attempts.setdefault(held.submit.request_id, []).append(key)
-
-    def _let_go(self, key: str) -> _Held | None:
-        held = self._held.pop(key, None)
-        if held is not None:
-            attempts = self._attempts[held.submit.request_id]
-            attempts.remove(key)
-            if not attempts:
-                del self._attempts[held.submit.request_id]
-        return held
-
-    def _forget_cancels(self, now: float) -> None:
-        while self._cancelled:
-            request_id, at = next(iter(self._cancelled.items()))
-            if now - at <= CANCEL_MEMORY and len(self._cancelled) <= 10_000:
-                return
-            del self._cancelled[request_id]
+    def _subject(self, held: Held, batch_size: int = 0) -> Subject:
+        submit = held.submit
+        fence = self._pools[submit.pool].fence
+        return Subject(submit.request_id, submit.attempt, submit.pool, fence, batch_size)
 
 
-_DECISIONS = {DispatchCommand: "dispatched", Shed: "shed", Abort: "aborted"}
+def _submitted(key: str, submit: Submit, deadline: float, facts: PoolFacts) -> Submitted:
+    size, targets = submit.size, submit.targets
+    return Submitted(
+        key=key,
+        pool=submit.pool,
+        deadline=deadline,
+        num_items=size.num_items,
+        num_chars=size.num_chars if facts.is_sized else 0,
+        max_tokens=size.max_tokens,
+        tenant=submit.tenant,
+        slo_class=submit.slo_class,
+        priority=submit.priority,
+        num_prompt_tokens=min(size.num_prompt_tokens, facts.max_prompt) if facts.is_sized else 0,
+        ttft_slo=_seconds(targets.ttft_ms),
+        tpot_slo=_seconds(targets.tpot_ms),
+        e2e_slo=_seconds(targets.e2e_ms),
+        started_ago=targets.started_ago_ms / 1000,
+        downstream_seconds=targets.downstream_ms / 1000,
+        blocks=tuple(size.blocks),
+        route=submit.route,
+    )
 
 
-def _priority(submit: Submit) -> int:
-    """Work of class `batch` ranks below all other of its caller's priority; workers see the same number."""
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _later(targets: Targets, waited_ms: float) -> Targets:
+    return Targets(
+        ttft_ms=targets.ttft_ms,
+        tpot_ms=targets.tpot_ms,
+        e2e_ms=targets.e2e_ms,
+        started_ago_ms=targets.started_ago_ms + waited_ms,
+        downstream_ms=targets.downstream_ms,
+    )
+
+
+def _rank_at_worker(submit: Submit) -> int:
+    """Work of class `batch` ranks below all other of its caller's priority inside engines, too."""
     return submit.priority - 1 if submit.slo_class == BATCH_CLASS else submit.priority
 
 
-def _key(request_id: str, attempt: int) -> str:
-    return f"{request_id}/{attempt}"
-
-
-def _request_id(key: str) -> str:
-    return key.rpartition("/")[0]
-
-
-def _shed_error(code: str, decision: Decision, retry_after: float | None) -> SageError:
+def _shed_error(command: Shed) -> SageError:
+    decision: Decision = command.decision
     waited = f" after {decision.queue_seconds:.2f} s in the queue" if decision.queue_seconds > 0 else ""
-    return error_from_code(code, decision.reason + waited, retry_after=retry_after)
+    return error_from_code(command.code, decision.reason + waited, retry_after=command.retry_after)
 
 
 def _failure(submit: Submit, error: SageError) -> SendFailure:

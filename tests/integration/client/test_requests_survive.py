@@ -17,12 +17,13 @@ from sage_client import RequestPort, RequestStream, SyncInferenceClient
 from sage_core import BusSettings, Cancelled
 from sage_core.settings import ActorSettings
 from sage_scheduler.actor import SchedulerActor
-from sage_scheduler.settings import SchedulerSettings
+from sage_scheduler.settings import SchedulerSection, SchedulerSettings
 from sage_wire import encode, subjects
 from sage_wire.messages import Drain, Generate, TextPrompt, Tokens
 
 pytestmark = pytest.mark.integration
 
+SETTINGS = SchedulerSettings(scheduler=SchedulerSection(event_log=False))
 WORKER = Path(__file__).parent / "word_worker.py"
 TEXT = " ".join(f"w{index}" for index in range(60))
 WORK = Generate(model="words", prompt=TextPrompt(text=TEXT))
@@ -52,7 +53,7 @@ class Site:
 
     async def start_scheduler(self, actor_id: str = "scheduler-1") -> ActorRuntime:
         runtime = ActorRuntime(
-            lambda context: SchedulerActor(context, SchedulerSettings()),
+            lambda context: SchedulerActor(context, SETTINGS),
             actor_id=actor_id,
             kind="scheduler",
             bus=await self.connect(actor_id),
@@ -77,9 +78,10 @@ class Site:
                 await asyncio.sleep(0.01)
 
     def is_known(self, actor_id: str) -> bool:
-        """Announced as ready, to us and so to the scheduler."""
+        """Announced as ready, to us and so to the scheduler, which leads its pool."""
         announcement = self.roster.actors.get(actor_id)
-        return announcement is not None and announcement.state == "ready"
+        is_led = any("words" in actor.leads for actor in self.roster.actors.values())
+        return is_led and announcement is not None and announcement.state == "ready"
 
     async def kill(self, actor_id: str) -> None:
         process = self.workers.pop(actor_id, None)

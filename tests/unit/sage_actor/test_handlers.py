@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from sage_actor import Actor, handles
 from sage_actor.handlers import handler_specs, verb_of
+from sage_core import Unavailable
+from sage_wire import decode, encode
 from sage_wire.messages import FindSpans, FoundSpans, Message, Ping, Pong
 
 
@@ -105,3 +108,53 @@ def test_a_handler_that_is_not_well_formed_is_refused_by_name(make: Any, complai
 def test_a_slot_limit_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="max_slots is 0"):
         handles(max_slots=0)
+
+
+class OnDemand(Actor):
+    @handles(is_on_demand=True)
+    async def ping(self, request: Ping) -> Pong:
+        return Pong(actor_id=self.context.actor_id, epoch=self.context.epoch, state="")
+
+
+async def test_a_handler_on_demand_answers_where_it_was_told_to_and_only_while(
+    runtime_of: Any, peer: Any
+) -> None:
+    runtime = await runtime_of(OnDemand)
+    context = runtime.actor.context
+    with pytest.raises(Unavailable):
+        await peer.bus.request("sage.v1.x", encode(Ping()), timeout=1.0)
+    one, two = [await context.listen("ping", subject) for subject in ("sage.v1.x", "sage.v1.y")]
+    for subject in ("sage.v1.x", "sage.v1.y"):
+        reply = await peer.bus.request(subject, encode(Ping()), timeout=1.0)
+        assert decode(Pong, reply.payload).actor_id == "a-1"
+    await one.unsubscribe()
+    with pytest.raises(Unavailable):
+        await peer.bus.request("sage.v1.x", encode(Ping()), timeout=1.0)
+    await peer.bus.request("sage.v1.y", encode(Ping()), timeout=1.0)
+    await runtime.stop()
+    with pytest.raises(Unavailable):
+        await peer.bus.request("sage.v1.y", encode(Ping()), timeout=1.0)
+    await two.unsubscribe()
+
+
+async def test_what_one_life_listens_to_ends_with_it(runtime_of: Any, peer: Any) -> None:
+    runtime = await runtime_of(OnDemand)
+    await runtime.actor.context.listen("ping", "sage.v1.x")
+    runtime.actor.context.spawn(_crash(), name="crash")
+    before = runtime.epoch
+    async with asyncio.timeout(1):
+        while runtime.epoch == before or runtime.state != "ready":  # noqa: ASYNC110 - the epoch tells
+            await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await peer.bus.request("sage.v1.x", encode(Ping()), timeout=1.0)
+    await runtime.actor.context.listen("ping", "sage.v1.x")
+    await peer.bus.request("sage.v1.x", encode(Ping()), timeout=1.0)
+
+
+async def _crash() -> None:
+    raise RuntimeError("a bug")
+
+
+def test_a_handler_on_demand_has_no_subject_of_its_own() -> None:
+    with pytest.raises(ValueError, match="on demand has no subject"):
+        handles(subject=lambda _: "sage.v1.x", is_on_demand=True)

@@ -224,3 +224,21 @@ async def test_nobody_speaks_for_another_and_garbage_is_refused() -> None:
     await turns()
     assert roster.actors == {}
     await roster.stop()
+
+
+async def test_a_follower_hears_every_announcement_in_order_after_the_changes_it_made() -> None:
+    broker = MemoryBroker()
+    bus, other = broker.connect("roster"), broker.connect("a")
+    heard: list[tuple[str, int]] = []
+    roster = Roster(bus)
+    roster.subscribe(lambda change: heard.append((change.kind.value, change.announcement.sequence)))
+    roster.follow(lambda announcement: heard.append(("heard", announcement.sequence)))
+    await roster.start()
+    for sequence in (1, 2, 2, 1, 3):
+        other.publish(subjects.announce("test", "a"), encode(announcement(sequence=sequence)))
+    await turns()
+    assert heard == [("up", 1), ("heard", 1), ("heard", 2), ("heard", 3)], "old ones are refused"
+    other.publish(subjects.announce("test", "a"), encode(announcement(sequence=4, state="stopped")))
+    await turns()
+    assert heard[4:] == [("down", 4)], "who is gone is not present"
+    await roster.stop()

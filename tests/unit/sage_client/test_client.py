@@ -226,13 +226,13 @@ def test_pools_are_resolved_from_what_serving_workers_announce() -> None:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("Generate", WorkSize(num_chars=16 + 10, max_tokens=64)),
-        ("Embed", WorkSize(num_items=2, num_chars=14)),
-        ("Rerank", WorkSize(num_items=2, num_chars=18)),
-        ("Split", WorkSize(num_items=1, num_chars=23)),
-        ("Index", WorkSize(num_items=1, num_chars=23)),
-        ("Retrieve", WorkSize(num_items=1, num_chars=16)),
-        ("RunPipeline", WorkSize(num_items=1, num_chars=39, max_tokens=64)),
+        ("Generate", WorkSize(num_chars=16 + 10, max_tokens=64 - 3, num_prompt_tokens=4 + 4 + 3)),
+        ("Embed", WorkSize(num_items=2, num_chars=14, num_prompt_tokens=2 * (2 + 2))),
+        ("Rerank", WorkSize(num_items=2, num_chars=18, num_prompt_tokens=2 * (4 + 1 + 2))),
+        ("Split", WorkSize(num_items=1, num_chars=23, num_prompt_tokens=6 + 2)),
+        ("Index", WorkSize(num_items=1, num_chars=23, num_prompt_tokens=6 + 2)),
+        ("Retrieve", WorkSize(num_items=1, num_chars=16, num_prompt_tokens=4 + 2)),
+        ("RunPipeline", WorkSize(num_items=1, num_chars=39, max_tokens=64, num_prompt_tokens=4 + 2 + 6 + 2)),
     ],
 )
 def test_work_is_measured_without_being_sent(name: str, size: WorkSize) -> None:

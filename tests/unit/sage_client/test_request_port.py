@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from sage_bus import BusEvent
 from sage_client import RequestPort, RequestStream
+from sage_client.request_state import Phase
 from sage_core import (
     BadRequest,
     Cancelled,
@@ -28,6 +30,7 @@ from sage_wire.messages import (
     Frame,
     Generate,
     Started,
+    Targets,
     TextPrompt,
     Tokens,
     Usage,
@@ -400,3 +403,47 @@ async def test_an_unknown_request_that_starts_is_stopped_at_its_worker(cluster) 
     bus.publish(subjects.frames("consumer-1"), encode(Frame(deltas=[started])))
     await asyncio.sleep(0.01)
     assert heard == [subjects.worker_cancel("w7")]
+
+
+async def test_a_pool_that_nobody_announces_is_not_found_once_everybody_has_been_heard(cluster) -> None:
+    await cluster.scheduler.stop()
+    rules = replace(cluster.port._rules, discovery=0.05, patience=5.0)
+    port = RequestPort(cluster.broker.connect("c5"), roster=cluster.roster, rules=rules)
+    await port.start()
+    young = port.submit("nobody", say("one"), budget=5)
+    await cluster.until(lambda: young.attempt > 1)
+    assert not young.is_finished, "not everybody has been heard yet"
+    young.cancel()
+    await asyncio.sleep(0.05)
+    with pytest.raises(NotFound, match=f"nothing serves 'nobody'; served now: {POOL}"):
+        await text_of(port.submit("nobody", say("one"), budget=5))
+    led_by_nobody = port.submit(POOL, say("one"), budget=5)
+    await cluster.until(lambda: led_by_nobody.attempt > 1)
+    assert not led_by_nobody.is_finished, "its scheduler is awaited"
+    await port.close()
+
+
+async def test_targets_route_and_size_travel_with_the_submit(cluster) -> None:
+    targets = Targets(ttft_ms=500.0, started_ago_ms=40.0)
+    await text_of(cluster.port.submit(POOL, say("one two"), budget=5, targets=targets, route="/v1/x"))
+    (submit,) = cluster.scheduler.submits
+    assert (submit.targets, submit.route) == (targets, "/v1/x")
+    assert submit.size.num_prompt_tokens == 2
+
+
+async def test_the_clock_of_the_targets_goes_on_over_attempts_until_something_was_delivered(cluster) -> None:
+    port, scheduler = cluster.port, cluster.scheduler
+    scheduler.is_holding = True
+    stream = port.submit(POOL, say("one two"), budget=5, targets=Targets(started_ago_ms=100.0))
+    await cluster.until(lambda: stream.state.phase is Phase.ACCEPTED)
+    await asyncio.sleep(0.02)
+    port._on_bus_event(BusEvent.RECONNECTED, "")
+    await cluster.until(lambda: len(scheduler.held) == 2)
+    assert scheduler.submits[-1].targets.started_ago_ms >= 120.0
+    cluster.script.allowed = 1
+    scheduler.dispatch(scheduler.held[-1])
+    assert (await anext(stream)).text == "one "
+    cluster.lose("w1")
+    await cluster.until(lambda: len(scheduler.held) == 3)
+    assert scheduler.submits[-1].targets.started_ago_ms == 100.0, "the next piece is waited for anew"
+    stream.cancel()

@@ -349,6 +349,20 @@ def test_a_scheduler_may_fail_a_started_request_out_of_band() -> None:
     assert len(driver.submits) == 2
 
 
+def test_a_scheduler_that_leads_the_pool_no_more_is_no_failure_of_the_request() -> None:
+    driver = Driver()
+    for attempt in range(5):
+        driver.feed(Answered(attempt, ACCEPTED))
+        driver.fail(-1, "unavailable", retryable=True)
+        driver.fire()
+    assert [submit.attempt for submit in driver.submits] == list(range(6))
+    driver.start()
+    driver.fail(-1, "unavailable", retryable=True)
+    assert len(driver.submits) == 6, "a worker has it: who leads the pool does not matter"
+    driver.delta(1, Completed())
+    assert driver.finished == [Finish(None)]
+
+
 def test_the_budget_ends_every_phase_and_stops_whatever_runs() -> None:
     driver = Driver(budget=10.0)
     driver.start()

@@ -19,7 +19,7 @@ from sage_embedding_worker.encoder import Floats
 from sage_embedding_worker.locations import ModelSpec
 from sage_embedding_worker.vectors import normalise
 from sage_wire.messages import Completed, Embed, Event, Generate, Rerank, Scores, TextPrompt, Vectors, Work
-from sage_worker import Assigned
+from sage_worker import Assigned, FormedBatch
 
 DIM = 16
 
@@ -75,11 +75,11 @@ class Running:
         self.runtime = runtime
         self.encoder = encoder
 
-    async def perform(self, work: Work) -> list[Event]:
+    async def perform(self, work: Work, batch: FormedBatch | None = None) -> list[Event]:
         assert isinstance(self.runtime.actor, EmbeddingWorker)
         assigned = Assigned(
             request_id="r", attempt=1, pool="p", work=work, tenant="t", priority=0, budget=Budget.of(5),
-            traceparent=None, queue_ms=0.0,
+            traceparent=None, queue_ms=0.0, batch=batch,
         )  # fmt: skip
         return [event async for event in self.runtime.actor.perform(assigned)]
 
@@ -253,3 +253,33 @@ async def test_wrong_work_is_refused_saying_what_was_expected(
     running = await start(max_texts=3, max_text_chars=10)
     with pytest.raises(error, match=complaint):
         await running.perform(work)
+
+
+async def test_what_the_scheduler_formed_is_one_batch_of_the_model_and_duplicates_count_once(
+    start: Start,
+) -> None:
+    running = await start()
+    first = await running.occupied()
+    batch = FormedBatch(fence=1, number=4, size=3)
+    members = [
+        asyncio.create_task(running.perform(Embed(model="letters", texts=texts), batch))
+        for texts in (["a", "b"], ["b", "c"])
+    ]
+    loose = asyncio.create_task(running.embed(["loose"]))
+    await running.until_queued(5)
+    # The cosine of a rerank is computed from embeddings: it can be a member, too.
+    ranked = Rerank(model="letters", query="a", documents=["d"])
+    members.append(asyncio.create_task(running.perform(ranked, batch)))
+    await running.until_queued(7)
+    running.encoder.gate.set()
+    await asyncio.gather(first, loose, *members)
+    assert sorted(map(sorted, running.encoder.batches)) == [["a", "b", "c", "d"], ["first"], ["loose"]]
+
+
+async def test_announcements_say_what_a_scheduler_forms_batches_by(start: Start) -> None:
+    running = await start(max_batch_texts=16, max_batch_tokens=512, device="cpu")
+    assert running.runtime.actor is not None
+    for model in running.runtime.actor.presence().models:
+        assert (model.is_batched, model.device, model.is_gpu) == (True, "cpu", False)
+        assert model.profile is not None
+        assert (model.profile.max_sequences, model.profile.max_step_tokens) == (16, 512)

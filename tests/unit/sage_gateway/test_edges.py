@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway_driver import HELLO, Gateway, chat
-from sage_wire.messages import Completed, Tokens
+from sage_wire.messages import Completed, Targets, Tokens
 
 CHAT = "/v1/chat/completions"
 KEY = "sk-test"
@@ -341,6 +341,25 @@ async def test_the_budget_comes_from_the_header_or_the_settings(gateway: Gateway
     await gateway.post(CHAT, chat(), headers={"x-sage-budget-ms": "2500"})
     await gateway.post(CHAT, chat())
     assert [stream.budget.remaining for stream in gateway.port.streams] == [2.5, 120.0]
+
+
+@pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-e2e-ms"])
+@pytest.mark.parametrize("value", ["0", "0.0", "-5", "1e3", "abc", "", "99999999999", "1,5", "nan"])
+async def test_a_target_that_cannot_be_meant_is_400(gateway: Gateway, name: str, value: str) -> None:
+    reply = await gateway.post(CHAT, chat(), headers={name: value})
+    assert reply.status == 400
+    assert reply.error["param"] == name
+    assert "expected milliseconds, more than 0 and at most" in reply.error["message"]
+
+
+async def test_targets_come_from_the_headers_and_the_route_goes_with_them(gateway: Gateway) -> None:
+    gateway.port.answer_with(*HELLO)
+    await gateway.post(CHAT, chat(), headers={"x-slo-ttft-ms": "500", "x-slo-tpot-ms": "33.5"})
+    await gateway.post(CHAT, chat())
+    given, none = gateway.port.streams
+    assert given.targets == Targets(ttft_ms=500.0, tpot_ms=33.5)
+    assert none.targets == Targets()
+    assert given.route == CHAT
 
 
 async def test_an_unknown_slo_class_is_400(gateway: Gateway) -> None:

@@ -113,7 +113,15 @@ def test_any_bytes_are_refused(path: str, body: bytes) -> None:
 @settings(max_examples=30, deadline=None, database=None)
 @given(
     name=st.sampled_from(
-        ["x-client-request-id", "x-sage-budget-ms", "x-slo-class", "traceparent", "host", "content-length"]
+        [
+            "x-client-request-id",
+            "x-sage-budget-ms",
+            "x-slo-class",
+            "x-slo-ttft-ms",
+            "traceparent",
+            "host",
+            "content-length",
+        ]
     ),
     value=st.text(st.characters(max_codepoint=255), max_size=40),
 )

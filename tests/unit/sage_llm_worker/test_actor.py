@@ -139,10 +139,10 @@ async def test_a_dead_engine_hands_its_requests_over_and_ends_the_process_once(m
             cluster.dispatch(name, max_tokens=30_000)
         await cluster.until("b", Tokens)
 
-        def broken():
+        def broken(*_):
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(cluster.engine._batch, "step", broken)
+        monkeypatch.setattr(cluster.engine, "_emit", broken)
         for name in ("a", "b"):
             failed = await cluster.until(name, Failed)
             assert failed.error.code == "worker_lost"

@@ -2,8 +2,8 @@
 
 from sage_llm_worker.engines.emulated import EmulatedEngine
 from sage_llm_worker.engines.extractive import ExtractiveEngine
-from sage_llm_worker.step_time import StepProfile
 from sage_llm_worker.testing.engine_suite import EngineSuite
+from sage_policy import EngineProfile
 from sage_wire.messages import ChatMessage, ChatPrompt
 
 _FACTS = "\n".join(
@@ -19,7 +19,7 @@ class TestEmulatedWithoutDelay(EngineSuite):
 
 class TestEmulatedWithSteps(EngineSuite):
     def make_engine(self, max_sequences=None):
-        profile = StepProfile(a0=2e-4, m0=2e-4, max_sequences=8, max_step_tokens=32, max_context=4096)
+        profile = EngineProfile(a0=2e-4, m0=2e-4, max_sequences=8, max_step_tokens=32, max_context=4096)
         return EmulatedEngine(profile=profile, max_sequences=max_sequences)
 
 

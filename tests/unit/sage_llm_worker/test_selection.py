@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from sage_core import ConfigurationError, load_settings
+from sage_core.config_files import find_config
 from sage_llm_worker import LlmWorkerSettings
-from sage_llm_worker.config_files import configured_model, find_config
+from sage_llm_worker.config_files import configured_model
 from sage_llm_worker.model_store import ModelStore
 from sage_llm_worker.selection import build_engine, select_engine
 from sage_llm_worker.settings import LlmWorkerSection

@@ -15,6 +15,7 @@ from sage_core.settings import ActorSettings
 from sage_planner import PlannerActor, PlannerSection, load_library
 from sage_planner.testing import ScriptedPools, small_cluster
 from sage_scheduler import SchedulerActor, SchedulerSettings
+from sage_scheduler.settings import SchedulerSection
 from sage_wire import decode
 from sage_wire.messages import (
     Annotated,
@@ -39,6 +40,7 @@ INDEX = RunPipeline(
     pipeline="index-docs",
     documents=[Document(source="nats.txt", text="NATS carries messages.\nNothing else does.")],
 )
+SCHEDULER = SchedulerSettings(scheduler=SchedulerSection(event_log=False))
 TASKS = {"minilm": "embed", "minilm-rerank": "rerank", "tiny": "generate"}
 
 
@@ -68,7 +70,7 @@ class Cluster:
         self.port = RequestPort(self.broker.connect("port"))
 
     async def start(self) -> None:
-        await self.add("scheduler-1", lambda context: SchedulerActor(context, SchedulerSettings()))
+        await self.add("scheduler-1", lambda context: SchedulerActor(context, SCHEDULER))
         await self.add("pools-1", lambda context: PoolsWorker(context, self.pools))
         library, section = load_library(), PlannerSection(job_retry_delay=0.01)
         await self.add("planner-1", lambda context: PlannerActor(context, section, library))

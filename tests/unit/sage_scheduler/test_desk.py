@@ -2,47 +2,103 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sage_core import Cancelled, DeadlineExceeded, NotFound, Overloaded
-from sage_scheduler.desk import (
-    CANCEL_MEMORY,
-    OUT_OF_BAND,
+from sage_core import Cancelled, DeadlineExceeded, Overloaded, Unavailable
+from sage_policy import (
+    Command,
+    Decision,
+    Dispatch,
+    Event,
+    Finished,
+    InstanceUp,
+    PoolClosed,
+    Progressed,
+    Shed,
+    Submitted,
+    Telemetry,
+    make_policy,
+)
+from sage_scheduler.desk import OUT_OF_BAND, SchedulingDesk
+from sage_scheduler.held import CANCEL_MEMORY
+from sage_scheduler.outgoing import (
     ArmTimer,
     Outgoing,
-    SchedulingDesk,
+    Refuse,
     SendCancel,
     SendDispatch,
     SendFailure,
+    SendLead,
 )
-from sage_scheduler.settings import SchedulerSection
 from sage_wire import raw
 from sage_wire.messages import (
     Announcement,
     Cancel,
+    DecisionFacts,
     Embed,
+    EngineProfile,
     Failed,
+    ReceiptTimes,
     Report,
     ReportEvent,
     ServedModel,
     Submit,
+    Targets,
+    WorkSize,
 )
+from sage_wire.messages import Telemetry as WireTelemetry
 
 MODEL = "mini"
+FENCE = 7
 
 
-def desk(max_queued: int = 8, max_receipts: int = 100) -> SchedulingDesk:
-    return SchedulingDesk(SchedulerSection(max_queued=max_queued, max_receipts=max_receipts))
+class Desk(SchedulingDesk):
+    """A desk that keeps what its policy heard."""
+
+    def __init__(self, max_queued: int, max_receipts: int) -> None:
+        self.events: list[Event] = []
+        policy = make_policy("least-outstanding+hold", max_queued=max_queued, seed=0)
+        super().__init__(policy, scheduler_id="s1", max_receipts=max_receipts, record=self._keep)
+
+    def _keep(self, event: Event, _now: float, _commands: list[Command]) -> None:
+        self.events.append(event)
+
+    def submit(self, *arguments: Any) -> list[Outgoing]:
+        """As the actor does: a refusal is the answer, once all else is sent."""
+        outgoing = super().submit(*arguments)
+        for item in outgoing:
+            if isinstance(item, Refuse):
+                raise item.error
+        return outgoing
+
+    def heard(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def desk(max_queued: int = 8, max_receipts: int = 100, leads: tuple[str, ...] = (MODEL,)) -> Desk:
+    made = Desk(max_queued, max_receipts)
+    for pool in leads:
+        made.lead(pool, FENCE, 0.0)
+    return made
 
 
 def announce(
-    worker: str = "w1", limit: int = 1, in_flight: list[str] | None = None, models: list[str] | None = None
+    worker: str = "w1",
+    limit: int = 1,
+    in_flight: list[str] | None = None,
+    models: list[str] | None = None,
+    **more: Any,
 ) -> Announcement:
     return Announcement(
-        actor_id=worker, kind="embedding-worker", epoch="e", sequence=0, state="ready", version="0", host="h", pid=1,
-        models=[ServedModel(name=name, task="embed") for name in models or [MODEL]],
-        max_in_flight=limit, in_flight=in_flight or [],
+        actor_id=worker, kind="llm-worker", epoch="e", sequence=0, state="ready", version="0", host="h", pid=1,
+        models=[ServedModel(name=name, task="generate") for name in models or [MODEL]],
+        max_in_flight=limit, in_flight=in_flight or [], **more,
     )  # fmt: skip
 
 
@@ -74,7 +130,7 @@ def failures(outgoing: list[Outgoing]) -> list[tuple[str, str, bool]]:
 
 def test_a_submit_for_a_free_worker_is_dispatched_with_its_work_unread() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     request = msgspec.structs.replace(submit(), work=msgspec.Raw(b"\xc1 not even MessagePack"))
     sent = scheduling.submit(request, 10.0, "00-aa-bb-01", 0.0)
     (dispatch,) = [item for item in sent if isinstance(item, SendDispatch)]
@@ -83,16 +139,17 @@ def test_a_submit_for_a_free_worker_is_dispatched_with_its_work_unread() -> None
     assert (dispatch.deadline, dispatch.traceparent) == (10.0, "00-aa-bb-01")
 
 
-def test_an_unknown_pool_is_refused_with_the_names_of_those_served() -> None:
-    scheduling = desk()
-    scheduling.worker_up(announce(models=["a", "b"]), 0.0)
-    with pytest.raises(NotFound, match=r"nothing serves 'c'; served now: a, b"):
-        scheduling.submit(submit(pool="c"), 10.0, None, 0.0)
+def test_a_pool_that_is_not_led_here_is_refused_so_that_its_leader_is_asked() -> None:
+    scheduling = desk(leads=())
+    scheduling.worker_heard(announce(), 0.0)
+    with pytest.raises(Unavailable, match="scheduler s1 does not lead the pool 'mini'"):
+        scheduling.submit(submit(), 10.0, None, 0.0)
+    assert scheduling.events == [], "the policy hears nothing of pools that are led elsewhere"
 
 
 def test_a_full_queue_refuses_the_submit_itself() -> None:
     scheduling = desk(max_queued=1)
-    scheduling.worker_up(announce(limit=0), 0.0)
+    scheduling.worker_heard(announce(limit=0), 0.0)
     scheduling.submit(submit("a"), 10.0, None, 0.0)
     with pytest.raises(Overloaded) as caught:
         scheduling.submit(submit("b"), 10.0, None, 0.0)
@@ -102,22 +159,22 @@ def test_a_full_queue_refuses_the_submit_itself() -> None:
 
 def test_a_spent_budget_refuses_the_submit_itself() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     with pytest.raises(DeadlineExceeded):
         scheduling.submit(submit(), 0.0, None, 0.0)
 
 
 def test_work_that_expires_in_the_queue_fails_at_its_consumer() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(limit=0), 0.0)
-    assert scheduling.submit(submit(), 5.0, None, 0.0) == [ArmTimer(MODEL, 5.0)]
-    assert failures(scheduling.timer(MODEL, 5.0)) == [("r", "deadline_exceeded", False)]
+    scheduling.worker_heard(announce(limit=0), 0.0)
+    assert scheduling.submit(submit(), 5.0, None, 0.0) == [ArmTimer(5.0)]
+    assert failures(scheduling.timer(5.0)) == [("r", "deadline_exceeded", False)]
     assert scheduling.num_held == 0
 
 
 def test_a_lost_worker_fails_its_requests_as_retryable() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     scheduling.submit(submit(), 10.0, None, 0.0)
     assert failures(scheduling.worker_down("w1", 1.0, is_lost=True)) == [("r", "worker_lost", True)]
     assert scheduling.num_held == 0
@@ -125,16 +182,16 @@ def test_a_lost_worker_fails_its_requests_as_retryable() -> None:
 
 def test_a_pool_outlives_its_workers_and_holds_work_for_the_next() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     scheduling.worker_down("w1", 1.0, is_lost=True)
     scheduling.submit(submit(), 10.0, None, 1.0)
-    sent = scheduling.worker_up(announce("w2"), 2.0)
+    sent = scheduling.worker_heard(announce("w2"), 2.0)
     assert [item.worker_id for item in sent if isinstance(item, SendDispatch)] == ["w2"]
 
 
 def test_a_finished_report_frees_the_slot_for_the_next_request() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     scheduling.submit(submit("a"), 10.0, None, 0.0)
     scheduling.submit(submit("b"), 10.0, None, 0.0)
     sent = scheduling.report(report("a"), 1.0)
@@ -143,7 +200,7 @@ def test_a_finished_report_frees_the_slot_for_the_next_request() -> None:
 
 def test_cancel_reaches_queued_work_as_a_failure_and_running_work_as_a_cancel() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     scheduling.submit(submit("run"), 10.0, None, 0.0)
     scheduling.submit(submit("wait"), 10.0, None, 0.0)
     assert failures(scheduling.cancel(Cancel(request_id="wait"), 1.0)) == [("wait", "cancelled", False)]
@@ -154,7 +211,7 @@ def test_cancel_reaches_queued_work_as_a_failure_and_running_work_as_a_cancel() 
 
 def test_a_cancel_that_overtakes_its_submit_is_remembered_for_a_while() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(), 0.0)
+    scheduling.worker_heard(announce(), 0.0)
     scheduling.cancel(Cancel(request_id="r"), 0.0)
     with pytest.raises(Cancelled):
         scheduling.submit(submit(), 10.0, None, 1.0)
@@ -164,10 +221,12 @@ def test_a_cancel_that_overtakes_its_submit_is_remembered_for_a_while() -> None:
 
 def test_work_of_class_batch_ranks_below_all_other_here_and_at_its_worker() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(limit=0), 0.0)
+    scheduling.worker_heard(announce(limit=0), 0.0)
     scheduling.submit(msgspec.structs.replace(submit("batch"), slo_class="batch"), 10.0, None, 0.0)
     scheduling.submit(submit("urgent"), 10.0, None, 0.0)
-    sent = [item for item in scheduling.worker_up(announce(limit=4), 0.0) if isinstance(item, SendDispatch)]
+    sent = [
+        item for item in scheduling.worker_heard(announce(limit=4), 0.0) if isinstance(item, SendDispatch)
+    ]
     assert [(item.dispatch.request_id, item.dispatch.priority) for item in sent] == [
         ("urgent", 0),
         ("batch", -1),
@@ -176,14 +235,14 @@ def test_work_of_class_batch_ranks_below_all_other_here_and_at_its_worker() -> N
 
 def test_the_same_submit_twice_is_dispatched_once() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(limit=4), 0.0)
+    scheduling.worker_heard(announce(limit=4), 0.0)
     scheduling.submit(submit(), 10.0, None, 0.0)
     assert scheduling.submit(submit(), 10.0, None, 0.0) == []
 
 
 def test_a_new_scheduler_counts_what_workers_say_they_run() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(limit=1, in_flight=["old/0"]), 0.0)
+    scheduling.worker_heard(announce(limit=1, in_flight=["old/0"]), 0.0)
     assert not any(isinstance(i, SendDispatch) for i in scheduling.submit(submit(), 10.0, None, 0.0))
     sent = scheduling.report(report("old"), 1.0)
     assert [item.dispatch.request_id for item in sent if isinstance(item, SendDispatch)] == ["r"]
@@ -191,7 +250,7 @@ def test_a_new_scheduler_counts_what_workers_say_they_run() -> None:
 
 def test_receipts_say_who_was_considered_and_are_bounded() -> None:
     scheduling = desk(max_receipts=2)
-    scheduling.worker_up(announce(limit=9), 0.0)
+    scheduling.worker_heard(announce(limit=9), 0.0)
     for request_id in ("a", "b", "c"):
         scheduling.submit(submit(request_id), 10.0, None, 0.0)
     assert scheduling.receipt("a") is None
@@ -204,6 +263,333 @@ def test_receipts_say_who_was_considered_and_are_bounded() -> None:
 
 def test_a_model_dropped_from_an_announcement_gets_no_more_work() -> None:
     scheduling = desk()
-    scheduling.worker_up(announce(models=[MODEL, "other"]), 0.0)
-    scheduling.worker_up(announce(models=["other"]), 1.0)
+    scheduling.worker_heard(announce(models=[MODEL, "other"]), 0.0)
+    scheduling.worker_heard(announce(models=["other"]), 1.0)
     assert not any(isinstance(i, SendDispatch) for i in scheduling.submit(submit(), 10.0, None, 1.0))
+
+
+def dispatches(outgoing: list[Outgoing]) -> list[SendDispatch]:
+    return [item for item in outgoing if isinstance(item, SendDispatch)]
+
+
+def test_a_pool_is_led_with_what_its_workers_already_run() -> None:
+    scheduling = desk(leads=())
+    scheduling.worker_heard(announce(limit=2, in_flight=["old/0"]), 0.0)
+    sent = scheduling.lead(MODEL, FENCE, 1.0)
+    assert [(item.worker_id, item.lead.fence) for item in sent if isinstance(item, SendLead)] == [
+        ("w1", FENCE)
+    ]
+    (up,) = scheduling.heard(InstanceUp)
+    assert isinstance(up, InstanceUp)
+    assert up.instance.in_flight == ("old/0",)
+    (sent_dispatch,) = dispatches(scheduling.submit(submit(), 10.0, None, 1.0))
+    assert sent_dispatch.dispatch.fence == FENCE
+
+
+def test_a_worker_is_told_who_leads_before_it_is_given_anything() -> None:
+    scheduling = desk()
+    sent = scheduling.worker_heard(announce(), 0.0)
+    assert isinstance(sent[0], SendLead)
+    again = scheduling.worker_heard(announce(limit=2), 1.0)
+    assert not [item for item in again if isinstance(item, SendLead)]
+
+
+def test_a_pool_that_is_lost_sends_back_what_no_worker_has_confirmed() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=2), 0.0)
+    for request_id in ("started", "on-its-way", "waits"):
+        scheduling.submit(submit(request_id), 10.0, None, 0.0)
+    scheduling.report(report("started", ReportEvent.STARTED), 0.1)
+    sent = scheduling.lose(MODEL, 1.0)
+    assert failures(sent) == [("on-its-way", "unavailable", True), ("waits", "unavailable", True)]
+    assert scheduling.num_held == 0
+    assert scheduling.events[-1] == PoolClosed(MODEL)
+    assert scheduling.report(report("started"), 2.0) == [], "the next leader hears of what runs"
+    assert not dispatches(scheduling.worker_heard(announce(limit=9), 2.0))
+
+
+def test_a_pool_that_comes_back_begins_from_what_workers_say() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=1), 0.0)
+    scheduling.submit(submit("first"), 10.0, None, 0.0)
+    scheduling.lose(MODEL, 1.0)
+    scheduling.worker_heard(announce(limit=1, in_flight=["first/0"]), 1.5)
+    scheduling.lead(MODEL, FENCE + 1, 2.0)
+    assert not dispatches(scheduling.submit(submit("second"), 10.0, None, 2.0)), "the slot is taken"
+    (item,) = dispatches(scheduling.report(report("first"), 3.0))
+    assert (item.dispatch.request_id, item.dispatch.fence) == ("second", FENCE + 1)
+
+
+def test_what_an_earlier_leader_dispatched_frees_its_slot_when_it_is_listed_no_more() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=1, in_flight=["old/0"]), 0.0)
+    scheduling.submit(submit(), 10.0, None, 0.0)
+    (item,) = dispatches(scheduling.worker_heard(announce(limit=1), 1.0))
+    assert item.dispatch.request_id == "r"
+    assert scheduling.heard(Finished) == [Finished("old/0")]
+
+
+def test_a_dispatch_that_its_worker_never_lists_fails_as_lost() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(), 0.0)
+    scheduling.submit(submit(), 60.0, None, 0.0)
+    sent: list[Outgoing] = []
+    for second in range(1, 8):
+        sent += scheduling.worker_heard(announce(), float(second))
+    assert failures(sent) == [("r", "worker_lost", True)]
+
+
+def test_an_idle_worker_that_says_the_same_again_is_no_news() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(), 0.0)
+    num_events = len(scheduling.events)
+    scheduling.worker_heard(announce(), 1.0)
+    assert len(scheduling.events) == num_events
+
+
+def test_load_and_progress_reach_the_policy() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=2), 0.0)
+    scheduling.submit(submit(), 60.0, None, 0.0)
+    load = WireTelemetry(pool=MODEL, num_running=3, num_waiting=1, kv_used=0.5)
+    said = announce(limit=2, in_flight=["r/0", "old/1"], num_tokens=[17, 4], telemetry=[load])
+    for second in (1.0, 2.0):
+        scheduling.worker_heard(said, second)
+    assert scheduling.heard(Telemetry)[0] == Telemetry("w1", MODEL, 3, 1, 0.5)
+    assert scheduling.heard(Progressed) == [Progressed("r/0", 17)], "each count once, and only of our own"
+
+
+def test_a_draining_worker_keeps_what_it_runs_and_gets_nothing_more() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=4), 0.0)
+    scheduling.submit(submit("a"), 60.0, None, 0.0)
+    assert scheduling.worker_draining("w1", 1.0) == []
+    assert not dispatches(scheduling.submit(submit("b"), 60.0, None, 1.0))
+    scheduling.lose(MODEL, 2.0)
+    assert scheduling.lead(MODEL, FENCE + 1, 3.0) == [], "who drains is no instance of the pool"
+
+
+def test_targets_size_and_clock_reach_the_policy_in_seconds() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(), 0.0)
+    size = WorkSize(num_items=2, num_chars=400, max_tokens=9, num_prompt_tokens=100, blocks=[5, 6])
+    targets = Targets(ttft_ms=500.0, tpot_ms=50.0, started_ago_ms=250.0, downstream_ms=1500.0)
+    request = msgspec.structs.replace(submit(), size=size, targets=targets, route="/v1/x", slo_class="normal")
+    (item,) = dispatches(scheduling.submit(request, 10.0, None, 0.0))
+    (event,) = scheduling.heard(Submitted)
+    assert isinstance(event, Submitted)
+    assert (event.ttft_slo, event.tpot_slo, event.e2e_slo) == (0.5, 0.05, None)
+    assert (event.started_ago, event.downstream_seconds) == (0.25, 1.5)
+    assert (event.num_prompt_tokens, event.blocks, event.route) == (100, (5, 6), "/v1/x")
+    assert (item.dispatch.targets, item.dispatch.slo_class) == (targets, "normal")
+
+
+def test_the_clock_of_the_targets_goes_on_while_a_request_waits() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=0), 0.0)
+    request = msgspec.structs.replace(submit(), targets=Targets(e2e_ms=900.0, started_ago_ms=100.0))
+    scheduling.submit(request, 10.0, None, 0.0)
+    (item,) = dispatches(scheduling.worker_heard(announce(limit=1), 0.5))
+    assert item.dispatch.targets == Targets(e2e_ms=900.0, started_ago_ms=600.0)
+
+
+def test_no_estimate_keeps_a_prompt_from_the_engine_that_can_count_it() -> None:
+    scheduling = desk()
+    model = ServedModel(name=MODEL, task="generate", profile=EngineProfile(max_context=1000, kv_tokens=4000))
+    scheduling.worker_heard(msgspec.structs.replace(announce(), models=[model]), 0.0)
+    request = msgspec.structs.replace(submit(), size=WorkSize(num_prompt_tokens=5000))
+    assert dispatches(scheduling.submit(request, 10.0, None, 0.0)), "the engine says what is too long"
+
+
+def test_documents_of_an_operator_are_not_counted_as_a_prompt() -> None:
+    scheduling = desk(leads=("operator/index",))
+    model = ServedModel(name="operator/index", task="operator", device="cpu")
+    scheduling.worker_heard(msgspec.structs.replace(announce(limit=4), models=[model]), 0.0)
+    big = WorkSize(num_chars=10**7, num_prompt_tokens=10**6)
+    for request_id in ("a", "b", "c"):
+        request = msgspec.structs.replace(submit(request_id, pool="operator/index"), size=big)
+        assert dispatches(scheduling.submit(request, 10.0, None, 0.0))
+
+
+class Swapping:
+    """A policy that refuses every second request and dispatches the one before it in the same breath."""
+
+    name = "swapping"
+
+    def __init__(self) -> None:
+        self.waiting: str | None = None
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        if not isinstance(event, Submitted):
+            return []
+        if self.waiting is None:
+            self.waiting = event.key
+            return []
+        because = Decision("because", 0.0, 0)
+        waiting, self.waiting = self.waiting, None
+        return [Shed(event.key, "overloaded", 1.0, because), Dispatch(waiting, "w1", because)]
+
+
+def test_a_refusal_does_not_swallow_what_else_was_decided() -> None:
+    scheduling = SchedulingDesk(Swapping())
+    scheduling.lead(MODEL, FENCE, 0.0)
+    scheduling.submit(submit("a"), 10.0, None, 0.0)
+    refusal, sent = scheduling.submit(submit("b"), 10.0, None, 0.0)
+    assert isinstance(refusal, Refuse)
+    assert isinstance(sent, SendDispatch)
+    assert sent.dispatch.request_id == "a"
+
+
+def test_members_of_a_batch_are_told_how_many_they_are() -> None:
+    scheduling = desk()
+    model = ServedModel(
+        name=MODEL, task="embed", is_batched=True, profile=EngineProfile(max_step_tokens=8192)
+    )
+    busy = msgspec.structs.replace(announce(limit=8), models=[model])
+    scheduling.worker_heard(busy, 0.0)
+    scheduling.submit(submit("first"), 60.0, None, 0.0)
+    for request_id in ("a", "b", "c"):
+        scheduling.submit(submit(request_id), 60.0, None, 0.0)
+    sent = dispatches(scheduling.report(report("first"), 1.0))
+    assert sorted(item.dispatch.request_id for item in sent) == ["a", "b", "c"]
+    assert {item.dispatch.batch_size for item in sent} == {3}
+    assert len({item.dispatch.batch for item in sent}) == 1
+    receipt = scheduling.receipt("a")
+    assert receipt is not None
+    assert receipt.facts is not None
+    assert (receipt.facts.batch, receipt.facts.batch_size) == (sent[0].dispatch.batch, 3)
+
+
+def test_receipts_say_what_was_predicted_and_what_came() -> None:
+    scheduling = desk()
+    profile = EngineProfile(a0=0.02, m0=0.02, m1=1e-4, max_sequences=8, kv_tokens=10**6, max_context=10**5)
+    model = ServedModel(name=MODEL, task="generate", profile=profile)
+    scheduling.worker_heard(msgspec.structs.replace(announce(limit=8), models=[model]), 0.0)
+    scheduling.submit(
+        msgspec.structs.replace(submit(), size=WorkSize(num_prompt_tokens=1000)), 60.0, None, 0.0
+    )
+    scheduling.report(report(event=ReportEvent.STARTED), 0.1)
+    first = msgspec.structs.replace(report(event=ReportEvent.FIRST_TOKEN), num_tokens=1, num_cached=128)
+    scheduling.report(first, 0.5)
+    scheduling.report(msgspec.structs.replace(report(), num_tokens=11, num_cached=128), 1.5)
+    receipt = scheduling.receipt("r")
+    assert receipt is not None
+    assert receipt.predicted is not None
+    assert receipt.predicted.ttft_ms is not None
+    assert receipt.predicted.ttft_ms > 0
+    assert receipt.actual == ReceiptTimes(ttft_ms=500.0, tpot_ms=100.0, num_tokens=11, num_cached=128)
+    assert receipt.actual_ms == 1500.0
+    assert receipt.facts == DecisionFacts(scheduler_id="s1", fence=FENCE)
+
+
+def test_a_request_that_waits_has_a_receipt_that_says_so() -> None:
+    scheduling = desk()
+    scheduling.worker_heard(announce(limit=0), 0.0)
+    scheduling.submit(submit(), 10.0, None, 0.0)
+    receipt = scheduling.receipt("r")
+    assert receipt is not None
+    assert (receipt.decision, receipt.num_queued) == ("held", 1)
+
+
+def test_a_refusal_keeps_its_code_and_its_time_to_retry() -> None:
+    scheduling = desk(max_queued=1)
+    scheduling.worker_heard(announce(limit=0), 0.0)
+    scheduling.submit(submit("a"), 10.0, None, 0.0)
+    with pytest.raises(Overloaded) as caught:
+        scheduling.submit(submit("b"), 10.0, None, 0.0)
+    receipt = scheduling.receipt("b")
+    assert receipt is not None
+    assert receipt.facts is not None
+    assert (receipt.decision, receipt.facts.code) == ("shed", "overloaded")
+    assert receipt.facts.retry_after == caught.value.retry_after
+
+
+class DeskMachine(RuleBasedStateMachine):
+    """Whatever happens, the desk holds exactly what nobody has ended, and no attempt is dispatched twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = desk(leads=())
+        self.now = 0.0
+        self.is_led = False
+        self.number = 0
+        self.open: set[str] = set()
+        self.running: dict[str, set[str]] = {}
+        self.ever: set[str] = set()
+
+    def take(self, outgoing: list[Outgoing]) -> None:
+        for item in outgoing:
+            match item:
+                case SendDispatch(worker_id, dispatch):
+                    key = f"{dispatch.request_id}/{dispatch.attempt}"
+                    assert key not in self.ever, "an attempt is dispatched once"
+                    assert self.is_led
+                    assert key in self.open
+                    self.ever.add(key)
+                    self.running[worker_id].add(key)
+                case SendFailure(_, delta):
+                    key = f"{delta.request_id}/{delta.attempt}"
+                    assert key in self.open, "a request ends once"
+                    self.open.discard(key)
+                case _:
+                    pass
+
+    @rule(seconds=st.floats(0, 2))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def lead(self) -> None:
+        if not self.is_led:
+            self.is_led = True
+            self.take(self.desk.lead(MODEL, FENCE, self.now))
+
+    @rule()
+    def lose(self) -> None:
+        outgoing = self.desk.lose(MODEL, self.now)
+        self.take(outgoing)
+        self.is_led = False
+        self.open.clear()
+
+    @rule(budget=st.floats(0.1, 5))
+    def submit(self, budget: float) -> None:
+        self.number += 1
+        key = f"r{self.number}/0"
+        self.open.add(key)
+        request, deadline = submit(f"r{self.number}"), self.now + budget
+        outgoing = SchedulingDesk.submit(self.desk, request, deadline, None, self.now)
+        if any(isinstance(item, Refuse) for item in outgoing):
+            self.open.discard(key)
+        self.take(outgoing)
+
+    @rule(worker=st.sampled_from(["w1", "w2"]), limit=st.integers(0, 3))
+    def announce(self, worker: str, limit: int) -> None:
+        running = self.running.setdefault(worker, set())
+        self.take(self.desk.worker_heard(announce(worker, limit, sorted(running)), self.now))
+
+    @rule(worker=st.sampled_from(["w1", "w2"]), is_first=st.booleans())
+    def end_one(self, worker: str, is_first: bool) -> None:
+        running = sorted(self.running.get(worker, ()))
+        if running:
+            key = running[0 if is_first else -1]
+            self.running[worker].discard(key)
+            self.open.discard(key)
+            ended = msgspec.structs.replace(report(key.rpartition("/")[0]), worker_id=worker)
+            self.take(self.desk.report(ended, self.now))
+
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def lose_worker(self, worker: str) -> None:
+        self.running[worker] = set()
+        self.take(self.desk.worker_down(worker, self.now, is_lost=True))
+
+    @rule()
+    def fire_timer(self) -> None:
+        self.take(self.desk.timer(self.now))
+
+    @invariant()
+    def everything_open_is_held(self) -> None:
+        assert self.desk.num_held == (len(self.open) if self.is_led else 0)
+
+
+DeskMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+test_the_desk_loses_nothing = DeskMachine.TestCase

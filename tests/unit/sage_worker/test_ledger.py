@@ -38,7 +38,7 @@ def test_a_later_attempt_ends_the_earlier_one_and_an_earlier_one_comes_too_late(
     assert ledger.take(dispatch(attempt=2)) == Admission(Verdict.START, superseded=Key("r", 1))
     assert ledger.take(dispatch(attempt=1)).verdict is Verdict.REPEATED
     ledger.ended(Key("r", 1))
-    assert ledger.running == ["r/2"]
+    assert [str(key) for key in ledger.running] == ["r/2"]
 
 
 def test_a_lower_fence_is_refused_in_its_pool() -> None:
@@ -98,3 +98,12 @@ def test_memory_is_bounded() -> None:
         ledger.cancelled(Cancel(request_id=f"c{index}"), now=0.0)
     assert len(ledger._seen) <= 8192
     assert len(ledger._cancelled) <= 8192
+
+
+def test_a_leader_that_introduced_itself_ends_the_dispatches_of_those_before() -> None:
+    ledger = Ledger()
+    ledger.led("p", 7)
+    ledger.led("p", 5)
+    assert ledger.dispatched(dispatch("late", fence=6), 0.0, max_held=9).verdict is Verdict.STALE
+    assert ledger.dispatched(dispatch("other", fence=1, pool="q"), 0.0, max_held=9).verdict is Verdict.START
+    assert ledger.dispatched(dispatch("late", fence=7), 0.0, max_held=9).verdict is Verdict.START

@@ -22,13 +22,16 @@ from sage_wire.messages import (
     Failed,
     Frame,
     Generate,
+    Lead,
     Report,
     ServedModel,
     Started,
+    Targets,
+    Telemetry,
     TextPrompt,
     Tokens,
 )
-from sage_worker import Assigned, Worker
+from sage_worker import Assigned, FormedBatch, Worker
 
 WORK = raw(Generate(model="p", prompt=TextPrompt(text="go")))
 
@@ -44,10 +47,14 @@ class Stage(Worker):
         self.assigned: list[Assigned] = []
         self.closed = 0
         self.gate = asyncio.Event()
+        self.load: list[Telemetry] = []
         self.act: Callable[[Assigned], AsyncIterator[Event]] = self.wait
 
     def models(self) -> list[ServedModel]:
         return [ServedModel(name="p", task="generate")]
+
+    def telemetry(self) -> list[Telemetry]:
+        return self.load
 
     async def perform(self, request: Assigned) -> AsyncIterator[Event]:
         self.assigned.append(request)
@@ -253,6 +260,53 @@ async def test_a_scheduler_that_lost_its_lease_is_refused_out_of_band(bench: Ben
     assert [delta.seq for delta in bench.deltas if delta.request_id == "b"] == [-1]
     bench.dispatch("b", fence=5)
     await bench.told("started", "first_token", "started", "first_token")
+
+
+async def test_once_a_leader_has_introduced_itself_the_one_before_is_refused(bench: Bench) -> None:
+    lead = Lead(pool="p", scheduler_id="s2", fence=9)
+    bench.bus.publish(subjects.worker_lead("w1"), encode(lead))
+    await asyncio.sleep(0.001)
+    bench.dispatch("late", fence=8)
+    bench.dispatch("true", fence=9)
+    await bench.told("started", "first_token")
+    assert [code(event) for event in bench.events("late")] == ["unavailable"]
+
+
+async def test_class_targets_and_batch_reach_whoever_performs(bench: Bench) -> None:
+    targets = Targets(ttft_ms=500.0, started_ago_ms=20.0)
+    message = Dispatch(
+        request_id="r", attempt=0, pool="p", reply_to="sage.v1.frames.c", work=WORK, fence=3, batch=2,
+        batch_size=4, slo_class="normal", targets=targets,
+    )  # fmt: skip
+    bench.send(message)
+    await bench.told("started", "first_token")
+    (assigned,) = bench.stage.assigned
+    assert assigned.batch == FormedBatch(fence=3, number=2, size=4)
+    assert (assigned.slo_class, assigned.targets) == ("normal", targets)
+
+
+async def test_what_was_cached_is_reported_with_the_first_token_and_at_the_end(bench: Bench) -> None:
+    async def cached(_: Assigned) -> AsyncIterator[Event]:
+        yield Tokens(text="a", num_cached=128)
+        yield Tokens(text="b")
+        yield Completed()
+
+    bench.stage.act = cached
+    bench.dispatch()
+    await bench.told("started", "first_token", "finished")
+    assert [report.num_cached for report in bench.reports] == [0, 128, 128]
+
+
+async def test_announcements_say_how_far_each_request_is_and_what_the_engine_says(bench: Bench) -> None:
+    bench.stage.load = [Telemetry(pool="p", num_running=1, kv_used=0.5)]
+    bench.dispatch("a")
+    bench.dispatch("b")
+    async with asyncio.timeout(1):
+        while bench.announcements[-1].num_tokens != [1, 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    last = bench.announcements[-1]
+    assert last.in_flight == ["a/0", "b/0"]
+    assert last.telemetry == bench.stage.load
 
 
 async def test_more_than_twice_the_limit_is_refused(bench: Bench) -> None:

@@ -81,7 +81,7 @@ class ExtractiveEngine:
         self._capacity = Capacity(
             max_sequences=max_sequences or 64,
             max_context=max_context or _MAX_CONTEXT,
-            kv_tokens=max_context or _MAX_CONTEXT,
+            kv_tokens=0,
         )
         self._slots = asyncio.Semaphore(self._capacity.max_sequences)
         self._running: dict[str, asyncio.Task[str] | None] = {}

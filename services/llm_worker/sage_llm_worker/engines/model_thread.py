@@ -26,6 +26,7 @@ from sage_llm_worker.streams import EventStream
 from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
 from sage_telemetry import get_logger
 from sage_wire.messages import Completed, Generate, Timings, Tokens, Usage
+from sage_worker.device import device_name
 from sage_worker.engine import Capacity, EngineStats
 
 __all__ = ["LoadOptions", "ModelThread"]
@@ -160,7 +161,10 @@ class ModelThread:
         max_context = min(max_context, fits)
         kv_tokens = min(fits, options.max_sequences * max_context)
         self.capacity = Capacity(
-            max_sequences=options.max_sequences, max_context=max_context, kv_tokens=kv_tokens
+            max_sequences=options.max_sequences,
+            max_context=max_context,
+            kv_tokens=kv_tokens,
+            device=device_name(str(device)),
         )
         self._batch = RollingBatch(
             model,

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import structs
+
 from sage_core import BadRequest, Cancelled, ConfigurationError, Conflict, EngineError, Overloaded, WorkerLost
 from sage_llm_worker.limits import output_limit
 from sage_llm_worker.prompts import prompt_ids, resumed_ids
 from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
 from sage_telemetry import get_logger
 from sage_wire.messages import Completed, Generate, Timings, Tokens, Usage
+from sage_worker.device import CPU, device_name
 from sage_worker.engine import Capacity, EngineStats
 
 __all__ = ["VllmEngine", "VllmOptions", "is_cpu_host"]
@@ -120,6 +123,9 @@ class VllmEngine:
             max_sequences=config.scheduler_config.max_num_seqs,
             max_context=config.model_config.max_model_len,
             kv_tokens=(config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size,
+            max_step_tokens=config.scheduler_config.max_num_batched_tokens,
+            block_tokens=config.cache_config.block_size,
+            device=CPU if is_cpu_host() else device_name("cuda"),
         )
 
     def stats(self) -> EngineStats:
@@ -204,7 +210,7 @@ class VllmEngine:
     ) -> AsyncGenerator[Tokens | Completed, None]:
         submitted, first_token, num_cached = time.monotonic(), 0.0, 0
         num_prompt, num_tokens = len(prepared.ids), len(prepared.resumed)
-        reason = "length"
+        reason, is_heard = "length", False
         assembler = TextAssembler(request.sampling.stop)
         prompt = prepared.ids + prepared.resumed
         detokenizer = Detokenizer(self._decode, context=prompt)
@@ -230,7 +236,8 @@ class VllmEngine:
                     for token_id in ids:
                         released = assembler.push((token_id,), detokenizer.push(token_id))
                         if released is not None:
-                            yield released
+                            yield released if is_heard else structs.replace(released, num_cached=num_cached)
+                            is_heard = True
                         if assembler.is_stopped:
                             break
                     if assembler.is_stopped:
