@@ -7,14 +7,14 @@ CODE   := libs services native tests loadtests docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup format lint types layers unit integration native-test proto proto-check wheel-test test \
-        bench retrieval test-vllm clean
+        bench bench-scheduler bench-scheduling validate-simulator live-vs-simulated retrieval test-vllm clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-19s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP)  ## Create .venv with SAGE (editable, native code built) and the development tools
 
-$(SETUP): pyproject.toml configs/constraints.txt $(wildcard native/CMakeLists.txt native/src/* native/include/*/*)
+$(SETUP): pyproject.toml configs/constraints.txt $(wildcard native/CMakeLists.txt native/src/* native/src/*/* native/include/*/* native/include/*/*/*)
 	./quickstart.sh --install dev
 	touch $@
 
@@ -59,6 +59,19 @@ test: lint types layers proto-check native-test unit integration wheel-test  ## 
 
 bench: $(SETUP)  ## Measure what the gateway adds: TTFT, requests/s, SSE tokens/s
 	$(PYTHON) loadtests/gateway_overhead.py
+
+bench-scheduler: $(SETUP)  ## Measure the time of one scheduling decision and the speed of the simulator
+	$(PYTHON) loadtests/scheduling/decision_time.py
+	$(PYTHON) loadtests/scheduling/simulator_speed.py
+
+bench-scheduling: $(SETUP)  ## Compare the scheduling policies on real traces (about half an hour)
+	$(PYTHON) loadtests/scheduling/bench.py
+
+validate-simulator: $(SETUP)  ## Compare the simulator with measured runs of vLLM
+	$(PYTHON) loadtests/scheduling/validate.py
+
+live-vs-simulated: $(SETUP)  ## Compare a live fleet of emulated engines with its simulation
+	$(PYTHON) loadtests/scheduling/live_vs_simulated.py
 
 retrieval: $(SETUP)  ## Index 1,000+ real documents and score 20 questions
 	loadtests/retrieval/run.sh

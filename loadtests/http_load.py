@@ -9,12 +9,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httptools
 
-__all__ = ["Outcome", "closed_loop", "open_loop", "percentile", "poisson_arrivals"]
+__all__ = ["Outcome", "Send", "closed_loop", "open_loop", "percentile", "poisson_arrivals", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request to send `at` seconds from the beginning."""
+
+    at: float
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -22,6 +31,7 @@ class Outcome:
     """One request: when it was due and sent, its first token and end (monotonic seconds), and the gaps."""
 
     due: float
+    sent: float | None = None
     first: float | None = None
     end: float | None = None
     status: int = 0
@@ -78,15 +88,17 @@ class _Connection(asyncio.Protocol):
         if not self.finished.done():
             self.finished.set_result(None)
 
-    async def send(self, request: bytes, outcome: Outcome, *, is_stream: bool) -> None:
+    async def send(self, request: bytes, outcome: Outcome, *, is_stream: bool, timeout: float = 60.0) -> None:
         self.outcome, self.is_stream = outcome, is_stream
         self.finished = asyncio.get_running_loop().create_future()
+        outcome.sent = time.monotonic()
         self.transport.write(request)  # type: ignore[attr-defined]
-        await asyncio.wait_for(self.finished, 60)
+        await asyncio.wait_for(self.finished, timeout)
 
 
-def _request(host: str, port: int, path: str, body: bytes) -> bytes:
+def _request(host: str, port: int, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -127,24 +139,33 @@ def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> list[float]:
 async def open_loop(
     host: str, port: int, path: str, body: bytes, *, arrivals: list[float], is_stream: bool
 ) -> list[Outcome]:
-    """Send at `arrivals` (seconds from now) whatever the answers; latency counts from each scheduled send."""
-    request = _request(host, port, path, body)
+    """Send `body` at `arrivals` (seconds from now) whatever the answers; latency counts from each scheduled send."""
+    sends = [Send(at, body) for at in arrivals]
+    return await replay(host, port, path, sends, is_stream=is_stream)
+
+
+async def replay(
+    host: str, port: int, path: str, sends: Sequence[Send], *, is_stream: bool, timeout: float = 60.0
+) -> list[Outcome]:
+    """Send each of `sends` at its time whatever the answers; return their outcomes in the same order."""
     outcomes: list[Outcome] = []
     idle: list[_Connection] = []
 
-    async def one(outcome: Outcome) -> None:
+    async def one(request: bytes, outcome: Outcome) -> None:
+        while idle and idle[-1].transport.is_closing():
+            idle.pop()
         connection = idle.pop() if idle else await _connect(host, port)
-        await connection.send(request, outcome, is_stream=is_stream)
+        await connection.send(request, outcome, is_stream=is_stream, timeout=timeout)
         idle.append(connection)
 
     tasks = []
     started = time.monotonic()
-    for offset in arrivals:
-        due = started + offset
+    for send in sends:
+        due = started + send.at
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         outcome = Outcome(due=due)
         outcomes.append(outcome)
-        tasks.append(asyncio.create_task(one(outcome)))
+        tasks.append(asyncio.create_task(one(_request(host, port, path, send.body, send.headers), outcome)))
     await asyncio.gather(*tasks)
     for connection in idle:
         connection.transport.close()
