@@ -10,6 +10,7 @@ namespace sage::policy {
 
 namespace {
 
+constexpr std::size_t kMaxShed = 32;      // in one call
 constexpr std::size_t kScan = 256;       // queued requests looked at for one batch
 constexpr double kShareOfDevice = 0.25;  // of a step's slack that a batch beside an LLM may take
 
@@ -42,6 +43,9 @@ void BatchPool::dispatch(double now, std::vector<Command>& out) {
         push_all(now, out);
         return;
     }
+    if (config_.shed) {
+        shed_late(now, out);
+    }
     bool progress = true;
     while (progress && !queued_.empty()) {
         progress = false;
@@ -65,6 +69,30 @@ void BatchPool::dispatch(double now, std::vector<Command>& out) {
                 return;
             }
         }
+    }
+}
+
+// Refuse what no executor can finish by its target. The target of a pipeline's node leaves time for the nodes behind it,
+// so a run that cannot be in time any more ends at its first node (PARD, arXiv 2602.08747).
+void BatchPool::shed_late(double now, std::vector<Command>& out) {
+    heads_.clear();
+    queue_.first(kMaxShed, heads_);
+    for (const RequestId id : heads_) {
+        const Queued& queued = queued_.at(id);
+        double best = kNever;
+        for (const auto& instance : instances_) {
+            best = instance->is_open ? std::min(best, finish_at(*instance, queued.request, now)) : best;
+        }
+        if (best == kNever || best <= target(queued.request) || !queued.request.may_shed) {
+            continue;
+        }
+        Decision why = decision("", queued.since, now);
+        why.predicted_ttft = best - now;
+        if (shared_.receipts) {
+            why.reason = "it would end " + std::to_string(best - target(queued.request)) +
+                         " s too late for what must follow";
+        }
+        shed(id, ShedCode::overloaded, std::move(why), now, out);
     }
 }
 

@@ -39,7 +39,7 @@ GeneratePool::Wanted GeneratePool::wanted(const Request& request, double now) {
     result.reserved =
         lengths.quantile(request.tenant, request.route, id_, config_.reserve_quantile, request.max_tokens);
     result.waited = now - request.started_at;
-    result.slack = request.ttft_slo - result.waited;
+    result.slack = request.ttft_slo - result.waited - request.downstream;
     result.is_above_share = is_above_share(request, now);
     result.is_below_share = !result.is_above_share && config_.fair && predicted_wait() > config_.share_backlog &&
                             loads_.is_overloaded(now) && loads_.is_anyone_above(config_.share_spread, now);

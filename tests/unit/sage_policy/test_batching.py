@@ -250,3 +250,20 @@ def test_an_llm_on_the_same_device_delays_a_batch_no_longer_than_its_target_allo
     driver.at(0.3, submitted("r/0", 50.0, num_prompt_tokens=1000, ttft_slo=2.0))
     driver.pass_until(2.3)
     assert "r/0" in driver.served
+
+
+def test_a_pipeline_that_cannot_be_in_time_any_more_ends_at_its_first_node() -> None:
+    """Five seconds of work must follow; the target is two seconds away."""
+    driver = Driver(make("hybrid"))
+    driver.give(executor("a"))
+    late = driver.give(submitted("late/0", ttft_slo=2.0, downstream_seconds=5.0, num_prompt_tokens=20))
+    assert sheds(late) == [("late/0", "overloaded")]
+    in_time = driver.give(submitted("good/0", ttft_slo=2.0, downstream_seconds=1.0, num_prompt_tokens=20))
+    assert batch_of(in_time) == ["good/0"]
+
+
+def test_work_that_may_not_be_shed_runs_although_it_is_late() -> None:
+    driver = Driver(make("hybrid"))
+    driver.give(executor("a"))
+    late = submitted("late/0", slo_class="batch", ttft_slo=2.0, downstream_seconds=5.0, num_prompt_tokens=20)
+    assert batch_of(driver.give(late)) == ["late/0"]

@@ -23,6 +23,7 @@ private:
     void dispatch(double now, std::vector<Command>& out) override;
     [[nodiscard]] double service_seconds(const Request& request) const override;
 
+    void shed_late(double now, std::vector<Command>& out);
     void push_all(double now, std::vector<Command>& out);
     // Fill `batch` for an idle instance; false: nothing goes there now.
     bool form(const InstanceState& instance, double now, Batch& batch);
