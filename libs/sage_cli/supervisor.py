@@ -177,7 +177,11 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(reader), _LAST_WORDS_TIME)
             reader.cancel()
-        self.post(Exited(name, await _status(process), _last_words(last_lines)))
+        status = await _status(process)
+        # The pipe is closed at its end, which may not have been read if somebody else still holds the other end;
+        # asyncio has no public way to close it before.
+        process._transport.close()  # type: ignore[attr-defined]
+        self.post(Exited(name, status, _last_words(last_lines)))
 
     def _signal(self, name: str, number: int) -> None:
         process = self._processes.get(name)
