@@ -9,6 +9,8 @@ namespace {
 
 constexpr double kLookAgain = 0.02;     // seconds after which a place without harm may have come up
 constexpr double kKeepAfter = 1.0;      // seconds next in turn without fitting anywhere, then a place is kept free
+// An engine that names no limit has none to the policy; the index takes its room at once.
+constexpr std::uint64_t kMaxPrefixBlocks = 1U << 16U;
 constexpr std::uint32_t kMaxShed = 32;    // in one call
 constexpr double kDefaultService = 1.0;  // seconds charged while nothing is known of any instance
 
@@ -310,8 +312,9 @@ void GeneratePool::finished(const Flight& flight, std::uint32_t num_tokens) {
 }
 
 void GeneratePool::instance_added(InstanceState& instance) {
-    const auto blocks = instance.spec.limits.kv_tokens / std::max(1U, instance.spec.prefix_block);
-    instance.prefix_slot = prefixes_.add_instance(instance.spec.id, std::max<std::size_t>(1, blocks));
+    const std::uint64_t blocks = instance.spec.limits.kv_tokens / std::max(1U, instance.spec.prefix_block);
+    instance.prefix_slot =
+        prefixes_.add_instance(instance.spec.id, std::clamp<std::uint64_t>(blocks, 1, kMaxPrefixBlocks));
 }
 
 void GeneratePool::instance_removed(InstanceId id) { prefixes_.remove_instance(id); }

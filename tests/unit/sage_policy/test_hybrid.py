@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from itertools import pairwise
 from math import inf, isfinite
 
@@ -11,6 +12,7 @@ from msgspec import structs
 from sage_policy import (
     Command,
     Dispatch,
+    EngineProfile,
     Finished,
     FirstToken,
     InstanceDown,
@@ -405,3 +407,12 @@ def test_a_backlog_that_is_late_all_at_once_is_refused_without_one_long_decision
         most = max(most, len(sheds(driver.pass_until(driver.now + 0.001))))
     assert not driver.waiting
     assert all(shed.code == "overloaded" for shed in driver.shed.values())
+
+
+def test_an_engine_that_names_no_limit_costs_no_memory_for_it() -> None:
+    driver = Driver(make("hybrid"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(16):
+        driver.give(up(f"w{number}", profile=EngineProfile(kv_tokens=2**31 - 1), prefix_block=128))
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mib < 64
