@@ -58,7 +58,8 @@ engine model is checked against measured vLLM runs in [validation](scheduling_va
 other half (`python loadtests/scheduling/tune.py`).
 """
 
-_AIMS: Final = """Ratios are of means over seeds. No goodput can exceed what was offered: "of" is the ratio with every run good.
+_AIMS: Final = """Ratios are of means over seeds. No goodput can exceed what was offered: "of" is the ratio
+if every run were good.
 """
 
 _METHOD: Final = """

@@ -21,10 +21,11 @@ from http_load import Outcome, Send, replay
 from sage_simulator.workload import Workload
 from sage_wire.prefix import BLOCK_BYTES
 
-__all__ = ["MIN_PROMPT_TOKENS", "LiveFleet", "LiveRun", "sends_of"]
+__all__ = ["MIN_PROMPT_TOKENS", "SHED", "LiveFleet", "LiveRun", "sends_of"]
 
 SAGE = Path(sys.executable).parent / "sage"
 CHAT = "/v1/chat/completions"
+SHED = 429
 CHAT_OVERHEAD_TOKENS = 4
 MIN_PROMPT_TOKENS = 20
 """The shortest prompt that has room for its number, and for the line that says how long its answer is."""
@@ -85,11 +86,14 @@ class LiveFleet:
         self._home.cleanup()
 
     def run(self, sends: list[Send]) -> LiveRun:
-        """Send everything at its time and wait for the last answer. Raises SystemExit where a request failed."""
+        """Send everything at its time and wait for the last answer.
+
+        Raises SystemExit where a request failed for another reason than that the policy refused it (status 429).
+        """
         cpu, began = self._cpu_seconds(), time.monotonic()
         outcomes = uvloop.run(replay(self._host, self._port, CHAT, sends, is_stream=True, timeout=600))
         wall = time.monotonic() - began
-        failed = [outcome for outcome in outcomes if not (outcome.is_done and outcome.status == 200)]
+        failed = [o for o in outcomes if o.status != SHED and not (o.is_done and o.status == 200)]
         if failed:
             raise SystemExit(
                 f"{len(failed)} of {len(outcomes)} requests failed; first status {failed[0].status}"
