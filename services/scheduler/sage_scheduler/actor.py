@@ -253,7 +253,9 @@ class SchedulerActor(Actor):
     def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = max(0.0, at - self.context.clock.now())
+        delay = at - self.context.clock.now()
+        # uvloop rounds to the nearest millisecond; a timer that comes early is asked for again at once.
+        delay = delay + 0.0005 if delay > 0 else 0.0
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
