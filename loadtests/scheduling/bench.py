@@ -11,6 +11,7 @@ goes on where it was, and a changed policy is measured again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -81,9 +82,7 @@ def main() -> None:
     attainment_figure(
         curves_of(comparison, scenarios, half, store, version), results / "scheduling_attainment.png"
     )
-    (results / "scheduling.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(measured.as_json()), indent=1) + b"\n"
-    )
+    (results / "scheduling.json").write_text(_as_text(measured.as_json()))
     (results / "scheduling.md").write_text(written(measured))
     print((results / "scheduling.md").read_text() if not is_whole else written(measured, aims_only=True))
     print(f"{results / 'scheduling.md'}: {time.monotonic() - began:.0f} s", file=sys.stderr)
@@ -115,6 +114,25 @@ def _others(comparison: Comparison, store: Store, version: str, seeds: range) ->
 
 def _mix(capacity: float, seeds: Sequence[int]) -> list[MixPoint]:
     return [point for load, rate in MIX_LOADS for point in mix_points(round(load * capacity, 2), rate, seeds)]
+
+
+def _as_text(value: Any, depth: int = 0) -> str:
+    """Return JSON with a line for each member of the outer three levels, and five digits to each figure."""
+    if isinstance(value, dict) and depth < 3:
+        inner = ",\n".join(
+            f"{' ' * (depth + 1)}{json.dumps(key)}: {_as_text(item, depth + 1)}"
+            for key, item in value.items()
+        )
+        return f"{{\n{inner}\n{' ' * depth}}}" + ("\n" if depth == 0 else "")
+    return json.dumps(_rounded(value))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from cells import Overload, capacity_step, overload_of
+from plan import HYBRID
 from scenarios import SCENARIOS, Half, workload_of
 from search import rate_at, step_near
 from store import Store
@@ -24,19 +25,21 @@ _REFERENCE = "least-outstanding"
 """Its result on a seed says where to search for the others' on that seed."""
 
 _NUM_CONTENDERS = 4
-"""Policies among which the one is that sets the rate of the overload."""
+_DEADLINE_POLICIES = (HYBRID, "edf+shed", "sjf+shed")
+"""Beside the policies of the highest capacity, those among which the one is that sets the rate of the overload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """All figures. `steps[scenario][policy]`: one step of the rate grid per seed; `overloads` likewise.
 
-    `left_out`: share of a scenario's runs that no engine of its fleet holds.
+    `overload_rate[scenario]`: runs/s submitted in overload, per seed. `left_out`: share of a scenario's runs that no
+    engine of its fleet holds.
     """
 
     seeds: int
     steps: dict[str, dict[str, list[int]]]
-    overload_rate: dict[str, float]
+    overload_rate: dict[str, list[float]]
     overloads: dict[str, dict[str, list[Overload]]]
     left_out: dict[str, float]
 
@@ -49,12 +52,12 @@ class _Task:
     half: Half
     seeds: int
     starts: tuple[int, ...] = ()
-    rate: float = 0.0
+    rates: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
-        rate = f"@{self.rate:.6g}" if self.rate else ""
-        return f"{self.kind}|{self.scenario}|{self.policy}|{self.half}|{self.seeds}{rate}"
+        rates = "@" + ",".join(f"{rate:.6g}" for rate in self.rates) if self.rates else ""
+        return f"{self.kind}|{self.scenario}|{self.policy}|{self.half}|{self.seeds}{rates}"
 
 
 def compare(
@@ -81,7 +84,7 @@ def compare(
     rates = _overload_rates(steps, seeds, half, capacities)
     overloads: dict[str, dict[str, list[Overload]]] = {name: {} for name in scenarios}
     tasks = [
-        _Task("overload", scenario, policy, half, seeds, rate=rates[scenario])
+        _Task("overload", scenario, policy, half, seeds, rates=tuple(rates[scenario]))
         for scenario in scenarios
         for policy in policies
     ]
@@ -101,15 +104,23 @@ def _share_left_out(name: str, half: Half, seeds: int) -> float:
 
 def _overload_rates(
     steps: dict[str, dict[str, list[int]]], seeds: int, half: Half, runner: _Runner
-) -> dict[str, float]:
-    """Return twice the best capacity with the classes of the overload, of the policies that are best without them."""
+) -> dict[str, list[float]]:
+    """Return per seed twice the best capacity with the classes of the overload.
+
+    Asked are the policies that are best without these classes, and those that are made for deadlines.
+    """
     tasks = []
     for scenario, found in steps.items():
         best = sorted(found, key=lambda name: -_mean_rate(found[name]))[:_NUM_CONTENDERS]
-        tasks += [_Task("mixed-capacity", scenario, name, half, seeds, tuple(found[name])) for name in best]
-    rates = dict.fromkeys(steps, 0.0)
+        made_for_it = [name for name in _DEADLINE_POLICIES if name in found]
+        tasks += [
+            _Task("mixed-capacity", scenario, name, half, seeds, tuple(found[name]))
+            for name in dict.fromkeys([*best, *made_for_it])
+        ]
+    rates = {scenario: [0.0] * seeds for scenario in steps}
     for task, value in runner.run(tasks):
-        rates[task.scenario] = max(rates[task.scenario], 2 * _mean_rate(value))
+        known = rates[task.scenario]
+        rates[task.scenario] = [max(rate, 2 * rate_at(step)) for rate, step in zip(known, value, strict=True)]
     return rates
 
 
@@ -120,7 +131,7 @@ def _mean_rate(steps: list[int]) -> float:
 def _measure(task: _Task) -> tuple[_Task, Any]:
     scenario, policy = SCENARIOS[task.scenario], policy_choice(task.policy)
     if task.kind == "overload":
-        found = [overload_of(scenario, task.half, policy, seed, task.rate) for seed in range(task.seeds)]
+        found = [overload_of(scenario, task.half, policy, seed, rate) for seed, rate in enumerate(task.rates)]
         return task, msgspec.to_builtins(found)
     steps: list[int] = []
     for seed in range(task.seeds):

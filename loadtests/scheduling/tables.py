@@ -66,7 +66,7 @@ def capacity_table(comparison: Comparison) -> str:
 def overload_table(comparison: Comparison) -> str:
     """Return mean goodput (attainment) of every policy in overload."""
     scenarios = list(comparison.overloads)
-    header = [f"{name} ({comparison.overload_rate[name]:.3g}/s)" for name in scenarios]
+    header = [f"{name} ({np.mean(comparison.overload_rate[name]):.3g}/s)" for name in scenarios]
     policies = [policy for policy in next(iter(comparison.overloads.values())) if not is_ablation(policy)]
     rows = []
     for policy in _ordered(policies):
@@ -122,7 +122,7 @@ def _capacity_cell(comparison: Comparison, scenario: str, policy: str) -> str:
 def _ratio_words(comparison: Comparison, claim: Claim) -> str:
     if claim.aim.startswith("overload"):
         theirs = [one.goodput for one in comparison.overloads[claim.scenario][claim.found.other]]
-        most = comparison.overload_rate[claim.scenario] / float(np.mean(theirs))
+        most = float(np.mean(comparison.overload_rate[claim.scenario]) / np.mean(theirs))
         return f"{claim.found.mean:.2f} (of {most:.2f})" if most < 10 else f"{claim.found.mean:.2f}"
     return f"{'at least ' if _is_bound(comparison, claim) else ''}{claim.found.mean:.2f}"
 
