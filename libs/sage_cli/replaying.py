@@ -8,6 +8,8 @@ from pathlib import Path
 from sage_core import BadRequest, ConfigurationError
 from sage_policy import Command, Policy, make_policy
 from sage_policy.event_log import Difference, EventLog, LogHeader, read_log, replay
+from sage_policy.python_policy import GuardedPolicy
+from sage_policy.user_policy import is_user_policy
 
 __all__ = ["Replayed", "difference_text", "replay_file"]
 
@@ -21,16 +23,30 @@ class Replayed:
     difference: Difference | None
 
 
-def replay_file(path: Path) -> Replayed:
-    """Replay the log in `path`. Raises ConfigurationError naming the file where it cannot be read or replayed."""
+def replay_file(path: Path, policy: str | None = None) -> Replayed:
+    """Replay the log in `path`. Raises ConfigurationError naming the file where it cannot be read or replayed.
+
+    A log may come from anybody: Python code is run only from the file that the user names in `policy`.
+    """
     try:
         log = read_log(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or error}; expected an event log") from None
     except BadRequest as error:
         raise ConfigurationError(f"{path}: {error.message}") from None
+    recorded = log.header.policy
+    if policy is None and is_user_policy(recorded):
+        raise ConfigurationError(
+            f"{path}: recorded with the Python policy {recorded!r}, whose code is not run on the word of a log; "
+            f"name the file with --policy FILE.py:CLASS"
+        )
+    if policy is not None and not (is_user_policy(policy) and is_user_policy(recorded)):
+        raise ConfigurationError(
+            f"{path}: recorded with policy {recorded!r}; --policy {policy} is for logs of Python policies, "
+            f"as FILE.py:CLASS"
+        )
     try:
-        difference = replay(log, _make)
+        difference = replay(log, lambda header: _make(header, policy or recorded))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error.message}") from None
     return Replayed(log, len(log.records), difference)
@@ -47,13 +63,15 @@ def difference_text(difference: Difference) -> str:
     return "\n".join(lines)
 
 
-def _make(header: LogHeader) -> Policy:
-    return make_policy(
-        header.policy,
-        max_queued=header.max_queued,
-        seed=header.seed,
-        classes=header.classes or None,
-        **header.weights,
+def _make(header: LogHeader, policy: str) -> Policy:
+    return GuardedPolicy(
+        make_policy(
+            policy,
+            max_queued=header.max_queued,
+            seed=header.seed,
+            classes=header.classes or None,
+            **header.weights,
+        )
     )
 
 

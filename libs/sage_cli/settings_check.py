@@ -37,14 +37,26 @@ def load_all(
         try:
             found[kind] = load_settings(cls, None, environ)
         except ConfigurationError as error:
-            problems.update(dict.fromkeys(error.message.splitlines()))
+            problems.update(dict.fromkeys(_sourced(line, environ) for line in error.message.splitlines()))
     if problems:
         raise ConfigurationError("\n".join(problems))
     return found
 
 
+def _sourced(line: str, environ: Mapping[str, str]) -> str:
+    """Name the variable where one that holds a whole table or list set what `line` is about."""
+    _, _, rest = line.partition(": ")
+    key = rest.removeprefix("unknown key ").partition(" = ")[0].strip("'")
+    parts = key.split(".")
+    for length in range(len(parts) - 1, 1, -1):
+        variable = "SAGE_" + "__".join(parts[:length]).upper()
+        if environ.get(variable, "")[:1] in ("{", "["):
+            return f"{variable}: {rest}"
+    return line
+
+
 def check_services(settings: Mapping[str, ServiceSettings]) -> None:
-    """Check what `settings` point at as the services will: the planner's pipelines, the emulated engine's profile.
+    """Check what `settings` point at as the services will: pipelines, the emulated engine's profile, the policy.
 
     Raises ConfigurationError naming every problem.
     """
@@ -52,6 +64,8 @@ def check_services(settings: Mapping[str, ServiceSettings]) -> None:
     from sage_llm_worker.settings import LlmWorkerSettings
     from sage_planner.library import load_library
     from sage_planner.settings import PlannerSettings
+    from sage_scheduler.policies import policy_of
+    from sage_scheduler.settings import SchedulerSettings
 
     problems: list[str] = []
     for loaded in settings.values():
@@ -61,6 +75,8 @@ def check_services(settings: Mapping[str, ServiceSettings]) -> None:
             elif isinstance(loaded, LlmWorkerSettings):
                 emulated = loaded.llm_worker.emulated
                 load_profile(emulated.profile, emulated.profiles_file)
+            elif isinstance(loaded, SchedulerSettings):
+                policy_of(loaded.scheduler)
         except ConfigurationError as error:
             problems += error.message.splitlines()
     if problems:

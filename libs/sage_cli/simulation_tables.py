@@ -55,10 +55,10 @@ def result_table(points: Sequence[Point]) -> Table:
             table.add_section()
         previous = summary.rate
         table.add_row(
-            f"{rate:.4g}",
+            _figure(rate, ".4g"),
             summary.policy,
             _attainment(summary.attainment),
-            f"{summary.goodput.mean:.2f}",
+            _figure(summary.goodput.mean, ".2f"),
             _percent(summary.shed_share.mean),
             *(
                 _time(_mean(getattr(getattr(report.overall, field), share) for report in reports))
@@ -107,7 +107,9 @@ def capacity_table(found: Sequence[Capacity]) -> Table:
             if item.rate
             else f"< {item.probes[0].rate:.4g}"
         )
-        table.add_row(item.policy, rate, f"{item.goodput:.2f}" if item.rate else "", str(len(item.probes)))
+        table.add_row(
+            item.policy, rate, _figure(item.goodput, ".2f") if item.rate else "", str(len(item.probes))
+        )
     table.caption = f"highest rate with attainment >= {found[0].target:.1%}" if found else None
     return table
 
@@ -179,6 +181,10 @@ def _attainment(found: Spread) -> Text:
 
 def _percent(share: float, *, digits: int = 1) -> str:
     return "-" if math.isnan(share) else f"{share * 100:.{digits}f}%"
+
+
+def _figure(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _plain(value: float | None, form: str) -> str:

@@ -71,13 +71,20 @@ async def find_receipts(instance: Instance, name: str) -> list[Receipt]:
 
 
 async def _receipts_of(bus: Bus, instance: Instance, request_id: str) -> list[Receipt]:
+    """Return the receipts of those that have one; nobody knows how many stand by beside the instance's own."""
     num_schedulers = max(1, instance.kinds.count("scheduler"))
     message = FindReceipt(request_id=request_id)
-    found = await _gather(bus, subjects.RECEIPTS_FIND, message, Receipt, num_schedulers)
-    return [receipt for receipt in found if receipt.decision != _UNKNOWN]
+    for max_replies in (num_schedulers, None):
+        found = await _gather(bus, subjects.RECEIPTS_FIND, message, Receipt, max_replies)
+        known = [receipt for receipt in found if receipt.decision != _UNKNOWN]
+        if known or not found:
+            return known
+    return []
 
 
-async def _gather(bus: Bus, subject: str, message: Message, kind: type[M], max_replies: int) -> list[M]:
+async def _gather(
+    bus: Bus, subject: str, message: Message, kind: type[M], max_replies: int | None
+) -> list[M]:
     replies = await bus.request_many(subject, encode(message), timeout=_ANSWER_TIME, max_replies=max_replies)
     return [found for reply in replies if (found := _decoded(reply, kind)) is not None]
 

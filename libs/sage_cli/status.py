@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,7 +23,7 @@ from sage_wire.messages import Announcement, ServedModel
 __all__ = ["ActorReport", "Observed", "StatusReport", "age_text", "observe", "report", "status_table"]
 
 _HEARING_TIME = 1.5
-"""Who runs answers a Discover at once; longer than one announcement interval catches everybody else."""
+"""Longer than one announcement interval: also those are heard that the instance did not start, such as standbys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,8 @@ class Observed:
 
     def missing(self, kinds: Sequence[str]) -> list[str]:
         """Return the kinds of which fewer are ready than `kinds` lists, each once."""
-        return self._fewer_than(kinds, {"ready"})
-
-    def is_complete(self, kinds: Sequence[str]) -> bool:
-        """True where as many are heard, in any state, as `kinds` lists."""
-        return not self._fewer_than(kinds, None)
+        found = Counter(actor.kind for actor in self.actors.values() if actor.state == "ready")
+        return [kind for kind, number in Counter(kinds).items() if found[kind] < number]
 
     def unled(self) -> list[str]:
         """Return the pools of ready workers that no scheduler leads yet, sorted; none where there is no scheduler."""
@@ -47,12 +44,6 @@ class Observed:
         led = {pool for actor in self.actors.values() for pool in actor.leads}
         ready = [actor for actor in self.actors.values() if actor.state == "ready"]
         return sorted({model.name for actor in ready for model in actor.models} - led)
-
-    def _fewer_than(self, kinds: Sequence[str], states: Container[str] | None) -> list[str]:
-        found = Counter(
-            actor.kind for actor in self.actors.values() if states is None or actor.state in states
-        )
-        return [kind for kind, number in Counter(kinds).items() if found[kind] < number]
 
 
 class ActorReport(msgspec.Struct, frozen=True):
@@ -87,7 +78,7 @@ class StatusReport(msgspec.Struct, frozen=True):
 
 
 async def observe(instance: Instance, *, wait_ready: float = 0.0) -> Observed:
-    """Listen until every expected kind is heard, at most 1.5 s; or until all are ready, at most `wait_ready`."""
+    """Listen for 1.5 s, so that everybody is heard; with `wait_ready` on until all are ready, at most so long."""
     async with open_bus(instance) as bus:
         roster = Roster(bus, SystemClock())
         changed = asyncio.Event()
@@ -102,11 +93,9 @@ async def observe(instance: Instance, *, wait_ready: float = 0.0) -> Observed:
             changed.clear()
             found = Observed(dict(roster.actors))
             elapsed = time.monotonic() - started
-            limit = wait_ready if wait_ready > 0 else _HEARING_TIME
-            kinds = instance.kinds
-            is_ready = not found.missing(kinds) and not found.unled()
-            is_enough = is_ready if wait_ready > 0 else found.is_complete(kinds)
-            if is_enough or elapsed >= limit:
+            is_ready = not found.missing(instance.kinds) and not found.unled()
+            limit = _HEARING_TIME if is_ready else max(_HEARING_TIME, wait_ready)
+            if elapsed >= limit:
                 return found
             try:
                 await asyncio.wait_for(changed.wait(), limit - elapsed)
@@ -154,8 +143,9 @@ def status_table(instance: Instance, found: Observed) -> Group:
     has_ids = any(actor.actor_id != actor.kind for actor in actors)
     table = Table(box=None, pad_edge=False, header_style="bold")
     # On one machine with one actor of each kind, ids, versions and hosts say nothing line by line.
-    for title in ("kind", *(["id"] if has_ids else []), "state", "health"):
+    for title in ("kind", *(["id"] if has_ids else []), "state"):
         table.add_column(title, no_wrap=True)
+    table.add_column("health", overflow="fold")
     table.add_column("serves", overflow="fold")
     for title in ("in flight", "queued", "age"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -168,7 +158,7 @@ def status_table(instance: Instance, found: Observed) -> Group:
             *([actor.actor_id] if has_ids else []),
             Text(actor.state, style="green" if actor.state == "ready" else "yellow"),
             Text(actor.health, style="" if actor.health == "ok" else "red"),
-            model_names(actor),
+            _serves(actor),
             f"{actor.num_in_flight}{limit}",
             str(actor.num_queued),
             age_text(actor.started_s_ago),
@@ -194,6 +184,12 @@ def age_text(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{name} {whole % size // next_size}{next_name}"
     return f"{whole}s"
+
+
+def _serves(actor: Announcement) -> str:
+    if actor.kind != "scheduler":
+        return model_names(actor)
+    return f"leads {', '.join(actor.leads)}" if actor.leads else "stands by"
 
 
 def _sorted(found: Observed) -> list[Announcement]:

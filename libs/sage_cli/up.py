@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from sage_actor import ChangeKind, Roster, RosterChange
 from sage_bus import BusEvent, connect
@@ -27,7 +28,7 @@ from sage_cli.ports import PortReservations
 from sage_cli.runtime import Instance, own_instance, private_folder, write
 from sage_cli.screens import Screen, Snapshot
 from sage_cli.settings_check import gateway_address, load_all
-from sage_cli.supervision import Ready, Silent, Supervision
+from sage_cli.supervision import Member, Ready, Silent, Supervision
 from sage_cli.supervisor import Launch, Outcome, Supervisor
 from sage_core import BusSettings, ConfigurationError, Paths, SystemClock
 from sage_wire.messages import Announcement
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WhenReady", "run_instance"]
 
+SCHEDULER: Final = "scheduler"
 _FLEET_PROFILES = "fleet-profiles.toml"
 
 WhenReady = Callable[[Instance], Awaitable[bool]]
@@ -48,10 +50,13 @@ def run_instance(
     choices: Choices,
     open_screen: Callable[[], Screen],
     *,
+    num_schedulers: int = 1,
     when_ready: WhenReady | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Outcome:
     """Run the instance `name` until it is stopped or fails. Nothing of it is left running when this returns.
+
+    Of `num_schedulers` one leads each pool, the others stand by.
 
     Raises ConfigurationError for bad settings, CommandFailed where the instance or the port is taken, and what
     `when_ready` raises, after everything has been stopped.
@@ -59,6 +64,8 @@ def run_instance(
     paths = Paths.for_instance(name)
     kinds = kinds_without(choices.without)
     workers = _emulated_workers(choices, paths)
+    if num_schedulers > 1 and SCHEDULER not in kinds:
+        fail(f"--schedulers {num_schedulers} and --without {SCHEDULER} exclude each other", Exit.USAGE)
     if choices.config is not None and not choices.config.exists():
         fail(f"settings file {choices.config} does not exist", Exit.USAGE)
     trial = actor_environment(
@@ -91,7 +98,7 @@ def run_instance(
             bus_url=bus.url,
             gateway_url=f"http://{_reachable(host)}:{port}",
             started=time.time(),
-            kinds=[*kinds, *([LLM_WORKER] * (len(workers) - 1))],
+            kinds=[*kinds, *([LLM_WORKER] * (len(workers) - 1)), *([SCHEDULER] * (num_schedulers - 1))],
         )
         environment = actor_environment(
             environ, name=name, bus_url=bus.url, gateway_port=port, choices=choices
@@ -124,6 +131,16 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 
 
+def _standbys(num_schedulers: int) -> tuple[str, ...]:
+    """Return what the schedulers beside the first are called."""
+    return tuple(f"{SCHEDULER}-{number}" for number in range(2, num_schedulers + 1))
+
+
+def _with(found: tuple[Member, ...], standbys: tuple[str, ...]) -> tuple[Member, ...]:
+    more = [replace(member, name=name) for member in found if member.name == SCHEDULER for name in standbys]
+    return (*found, *more)
+
+
 class _Running:
     """The glue of one life: supervisor, roster and screen tell each other what happened."""
 
@@ -144,7 +161,10 @@ class _Running:
         self.workers = {worker.name: worker for worker in workers}
         self.screen = screen
         self.when_ready = when_ready
-        self.supervision = Supervision(members(tuple(dict.fromkeys(instance.kinds)), workers))
+        self.standbys = _standbys(instance.kinds.count(SCHEDULER))
+        self.supervision = Supervision(
+            _with(members(tuple(dict.fromkeys(instance.kinds)), workers), self.standbys)
+        )
         self.supervisor = Supervisor(self.supervision, self._launch, paths.logs, self._changed)
         self.announcements: dict[str, Announcement] = {}
         self.all_ready = asyncio.Event()
@@ -162,7 +182,7 @@ class _Running:
         worker = self.workers.get(name)
         if worker is not None:
             return Launch(actor_command(LLM_WORKER, name), {**self.environment, **worker.environment})
-        return Launch(actor_command(name, name), self.environment)
+        return Launch(actor_command(SCHEDULER if name in self.standbys else name, name), self.environment)
 
     def _changed(self) -> None:
         if self.supervision.is_ready:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf
+from math import inf, isnan
+from numbers import Real
 
 from sage_policy.configured import CHARS_PER_TOKEN
 from sage_policy.placement_pool import InstanceView, PlacementPool
@@ -64,7 +65,11 @@ class PlacementPolicy(ABC):
 
     @abstractmethod
     def score(self, request: Submitted, instance: InstanceView) -> float:
-        """Return how badly the instance suits the request: the lowest wins, ties are broken at random."""
+        """Return how badly the instance suits the request: the lowest wins, ties are broken at random.
+
+        A finite number, or infinity for "only where every other is infinite too": to keep a request waiting,
+        `may_take` is asked. Anything else, NaN above all, ends the run.
+        """
 
     def may_take(self, request: Submitted, instance: InstanceView) -> bool:  # noqa: ARG002
         """Return False to keep the request waiting rather than send it there. Slots are checked already.
@@ -131,7 +136,7 @@ class PlacementPolicy(ABC):
                     pool.progress(key, event.num_tokens if isinstance(event, Progressed) else 1)
                 return pool if isinstance(event, FirstToken) else None
             case InstanceUp(instance):
-                pool = self._pools.setdefault(instance.pool, PlacementPool(self))
+                pool = self._pools.setdefault(instance.pool, PlacementPool(_Checked(self)))
                 for key in instance.in_flight:
                     self._where.setdefault(key, pool)
                 commands += pool.instance_up(instance)
@@ -158,6 +163,49 @@ class PlacementPolicy(ABC):
             return []
         self._timer_at = earliest
         return [SetTimer(earliest)]
+
+
+class _Checked:
+    """A policy as its pools ask it: answers that cannot be compared are refused before they decide anything."""
+
+    def __init__(self, policy: PlacementPolicy) -> None:
+        self._policy = policy
+        self.max_queued = policy.max_queued
+        self.classes = policy.classes
+        self.random = policy.random
+        self.finished = policy.finished
+
+    @property
+    def now(self) -> float:
+        return self._policy.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._policy.now = now
+
+    def score(self, request: Submitted, instance: InstanceView) -> float:
+        found = self._policy.score(request, instance)
+        if not isinstance(found, Real) or isnan(found) or found == -inf:
+            raise ValueError(
+                f"score is {found!r} for request {request.key} on instance {instance.instance.instance_id}; "
+                "expected a finite number or infinity"
+            )
+        return found
+
+    def may_take(self, request: Submitted, instance: InstanceView) -> bool:
+        found: bool | None = self._policy.may_take(request, instance)
+        if found is None:
+            raise ValueError(
+                f"may_take is None for request {request.key} on instance {instance.instance.instance_id}; "
+                "expected True or False"
+            )
+        return found
+
+    def key(self, request: Submitted) -> float:
+        found = self._policy.key(request)
+        if not isinstance(found, Real) or isnan(found):
+            raise ValueError(f"key is {found!r} for request {request.key}; expected a number")
+        return found
 
 
 class LeastOutstanding(PlacementPolicy):

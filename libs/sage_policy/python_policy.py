@@ -1,9 +1,18 @@
-"""Python policies in the native simulator: its plain numbers become events, the commands numbers again."""
+"""Python policies in the native simulator: its plain numbers become events, the commands numbers again.
+
+The code behind it is the user's and may raise or return anything: here that becomes one line, `PolicyFailure`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import math
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Final
 
+from sage_core import ConfigurationError
 from sage_native import Policy as NativePolicy
 from sage_native import PythonPolicy
 from sage_policy.configured import SHED_CODES, ConfiguredPolicy
@@ -32,7 +41,10 @@ from sage_policy.policy import (
     Timer,
 )
 
-__all__ = ["native_of"]
+__all__ = ["GuardedPolicy", "PolicyFailure", "native_of"]
+
+_MAX_TIMERS: Final = 10_000
+"""Timers that may fire one after the other without the clock moving: a policy that arms more stands still."""
 
 _TIER_CLASSES = ("interactive", "normal", "batch")
 
@@ -44,11 +56,39 @@ def native_of(policy: Policy) -> NativePolicy:
     return PythonPolicy(_Bridge(policy))
 
 
+class PolicyFailure(ConfigurationError):
+    """A policy raised, or answered with what is no command. One line that names file, class and line."""
+
+    def __init__(self, policy: Policy, error: BaseException) -> None:
+        place = _place(policy, error)
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        super().__init__(f"policy {_label(policy)} failed: {what}{f' ({place})' if place else ''}")
+
+
+class GuardedPolicy:
+    """A policy of which nothing but `PolicyFailure` escapes, whatever its code does."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.name = policy.name
+        self._policy = policy
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """See `Policy.handle`. Raises PolicyFailure."""
+        try:
+            return list(self._policy.handle(event, now))
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            raise PolicyFailure(self._policy, error) from error
+
+
 class _Bridge:
     """The calls of `sage_native.Policy`, made on a Python policy. Names are the numbers in decimal."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._requests: set[str] = set()
+        self._instances: set[str] = set()
+        self._now = 0.0
+        self._num_timers = 0
 
     def submitted(
         self,
@@ -164,32 +204,117 @@ class _Bridge:
         return self._run(Timer(), now)
 
     def _run(self, event: Event, now: float) -> list[Any]:
-        return [_to_tuple(command) for command in self._policy.handle(event, now)]
+        self._learn(event, now)
+        try:
+            commands = self._policy.handle(event, now)
+            if not isinstance(commands, list | tuple):
+                raise TypeError(f"handle returned {commands!r}; expected a list of commands")
+            return [self._to_tuple(command) for command in commands]
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            raise PolicyFailure(self._policy, error) from error
+
+    def _learn(self, event: Event, now: float) -> None:
+        """Remember which names there are, and how often the clock stood still."""
+        match event:
+            case Submitted(key):
+                self._requests.add(key)
+            case InstanceUp(instance):
+                self._instances.add(instance.instance_id)
+                self._requests.update(instance.in_flight)
+            case _:
+                pass
+        is_still = isinstance(event, Timer) and now == self._now
+        self._num_timers = self._num_timers + 1 if is_still else 0
+        self._now = now
+        if self._num_timers > _MAX_TIMERS:
+            error = RuntimeError(f"{_MAX_TIMERS} timers at {now:g} s; expected SetTimer with a later time")
+            raise PolicyFailure(self._policy, error)
+
+    def _to_tuple(self, command: Command) -> tuple[Any, ...]:
+        if isinstance(command, Dispatch | Shed | Abort) and command.key not in self._requests:
+            raise ValueError(
+                f"{type(command).__name__} names request {command.key!r}, which was never submitted"
+            )
+        if isinstance(command, Dispatch | Abort) and command.instance_id not in self._instances:
+            known = ", ".join(sorted(self._instances)[:8]) or "none"
+            raise ValueError(
+                f"{type(command).__name__} names instance {command.instance_id!r}; expected one of {known}"
+            )
+        return _to_tuple(command)
+
+
+def _label(policy: Policy) -> str:
+    cls = type(policy)
+    file = _file(policy)
+    return f"{file}:{cls.__name__}" if file else str(getattr(policy, "name", cls.__name__))
+
+
+def _file(policy: Policy) -> str:
+    """Return the file of a user's policy as it was named; empty for policies that came otherwise."""
+    module = sys.modules.get(type(policy).__module__)
+    file = getattr(module, "__file__", None)
+    if not file or not type(policy).__module__.startswith("sage_user_policy_"):
+        return ""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _place(policy: Policy, error: BaseException) -> str:
+    """Return the line in the policy's file from which the error came; else where the class begins."""
+    file = _file(policy)
+    if not file:
+        return ""
+    full = str(Path(file).absolute())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == full]
+    if lines:
+        return f"{file}, line {lines[-1]}"
+    try:
+        return f"{file}, line {inspect.getsourcelines(type(policy))[1]}"
+    except (OSError, TypeError):
+        return file
 
 
 def _to_tuple(command: Command) -> tuple[Any, ...]:
     """(kind, request, instance, pool, batch, code, retry_after, at, num_instances, decision) as the native side."""
     match command:
         case Dispatch(key, instance_id, decision, batch):
-            return (0, int(key), int(instance_id), 0, batch, 0, 0.0, 0.0, 0, _decision(decision))
+            return (0, int(key), int(instance_id), 0, _count(batch), 0, 0.0, 0.0, 0, _decision(decision))
         case Shed(key, code, retry_after, decision):
-            number = SHED_CODES.index(code)
-            return (1, int(key), 0, 0, 0, number, retry_after or 0.0, 0.0, 0, _decision(decision))
+            if code not in SHED_CODES:
+                raise ValueError(f"Shed has the code {code!r}; expected one of {', '.join(SHED_CODES)}")
+            wait = _finite(retry_after or 0.0)
+            return (1, int(key), 0, 0, 0, SHED_CODES.index(code), wait, 0.0, 0, _decision(decision))
         case Abort(key, instance_id, decision):
             return (2, int(key), int(instance_id), 0, 0, 0, 0.0, 0.0, 0, _decision(decision))
         case SetTimer(at):
-            return (3, 0, 0, 0, 0, 0, 0.0, at, 0, ("", 0.0, 0, 0.0, 0.0, 0.0, []))
+            return (3, 0, 0, 0, 0, 0, 0.0, _finite(at), 0, ("", 0.0, 0, 0.0, 0.0, 0.0, []))
         case ScaleHint(pool, num_instances, decision):
-            return (4, 0, 0, int(pool), 0, 0, 0.0, 0.0, num_instances, _decision(decision))
+            return (4, 0, 0, _count(int(pool)), 0, 0, 0.0, 0.0, _count(num_instances), _decision(decision))
+        case _:  # the types forbid it, a user's file does not
+            raise TypeError(
+                f"handle returned {command!r}; expected Dispatch, Shed, Abort, SetTimer or ScaleHint"
+            )
 
 
 def _decision(decision: Decision) -> tuple[Any, ...]:
     return (
-        decision.reason,
-        decision.queue_seconds,
-        decision.num_queued,
-        decision.predicted_ttft,
-        decision.predicted_tpot,
-        decision.predicted_e2e,
+        str(decision.reason),
+        float(decision.queue_seconds),
+        _count(decision.num_queued),
+        float(decision.predicted_ttft),
+        float(decision.predicted_tpot),
+        float(decision.predicted_e2e),
         [],
     )
+
+
+def _count(value: int) -> int:
+    if not 0 <= value < 2**32:
+        raise ValueError(f"a command has the number {value!r}; expected 0 to {2**32 - 1}")
+    return int(value)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"a command has the time {value!r}; expected finite seconds")
+    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -21,6 +22,7 @@ from sage_policy.slo import SloClass
 __all__ = ["is_user_policy", "load_user_policy"]
 
 _NAME: Final = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
+_MAX_NAME: Final = 128
 _HOOKS: Final = {
     "score": ("request", "instance"),
     "may_take": ("request", "instance"),
@@ -60,10 +62,29 @@ def load_user_policy(
     try:
         inspect.signature(cls).bind(**arguments)
         policy: Policy = cls(**arguments)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         given = ", ".join(arguments) or "nothing"
         raise _refusal(path, f"{class_name} cannot be made with {given}: {_describe(error)}") from error
+    _check_made(path, class_name, policy)
     return policy
+
+
+def _check_made(path: Path, class_name: str, policy: Policy) -> None:
+    if isinstance(policy, PlacementPolicy) and not hasattr(policy, "_pools"):
+        problem = f"the constructor of {class_name} does not call super().__init__(**options)"
+        raise _refusal(path, f"{problem}; expected that before anything else")
+    try:
+        name: object = policy.name
+    except AttributeError:
+        raise _refusal(
+            path, f'{class_name} has no name; expected an attribute such as name = "mine"'
+        ) from None
+    except (Exception, SystemExit) as error:  # a property of the user's
+        raise _refusal(path, f"{class_name}.name cannot be read: {_describe(error)}") from error
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > _MAX_NAME:
+        shown = repr(name) if len(repr(name)) <= _MAX_NAME else f"{repr(name)[:_MAX_NAME]}…"
+        accepted = f"text of 1 to {_MAX_NAME} printable characters"
+        raise _refusal(path, f"{class_name}.name is {shown}; expected {accepted}")
 
 
 def _find_class(path: Path, class_name: str) -> Any:
@@ -103,7 +124,7 @@ def _import(path: Path) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses in the file look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything; the line says where
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; the line says where
         del sys.modules[module_name]
         raise ConfigurationError(
             f"scheduling policy {path}, line {_line(error, path)}: the file cannot be imported: {_describe(error)}"
@@ -135,17 +156,16 @@ def _is_policy_of(module: ModuleType, value: object) -> bool:
     return isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "handle")
 
 
-def _line(error: Exception, path: Path) -> int | None:
+def _line(error: BaseException, path: Path) -> int | None:
     """Return the line of the file where its import failed."""
     if isinstance(error, SyntaxError):
         return error.lineno
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-    ]
+    full = os.path.abspath(path)  # frames name the absolute file, however it was given
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == full]
     return lines[-1] if lines else None
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """One line without the position that a SyntaxError repeats."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return " ".join(f"{type(error).__name__}: {message}".split())

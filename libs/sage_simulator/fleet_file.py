@@ -23,6 +23,19 @@ _HARDWARE: Final = {"gpu": True, "cpu": False}
 _LATENCY: Final = duration(0.0, 60.0)
 
 
+def _interval() -> Rule[float]:
+    """Accept 0 (never), or what does not drown a simulation in reports."""
+    some, never = duration(0.001, 60.0), duration(0.0, 0.0)
+
+    def parse(value: object) -> float:
+        try:
+            return never.parse(value)
+        except ValueError:
+            return some.parse(value)
+
+    return Rule(parse, f"{some.accepted}, or 0 for never")
+
+
 def _file_names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise ValueError(value)
@@ -50,7 +63,7 @@ FLEET_KEYS: Final[dict[str, dict[str, Key]]] = {
         "detection_latency": Key(_LATENCY, 3.0),
     },
     "telemetry": {
-        "interval": Key(_LATENCY, 1.0),
+        "interval": Key(_interval(), 1.0),
         "latency": Key(_LATENCY, 0.0005),
     },
     "group": {
@@ -189,6 +202,7 @@ def _instances(table: Table, profiles: _Profiles, noise: float, taken: set[str])
             table.line("profile"),
             f"profile {values['profile']!r} takes no time; expected step times above 0",
         )
+    _check_limits(table, values["profile"], profile, is_batched=is_batched)
     return [
         FleetInstance(
             name=f"{name}/{number}",
@@ -205,6 +219,24 @@ def _instances(table: Table, profiles: _Profiles, noise: float, taken: set[str])
         )
         for number in range(values["count"])
     ]
+
+
+def _check_limits(table: Table, name: str, profile: EngineProfile, *, is_batched: bool) -> None:
+    """Refuse limits that contradict each other: no engine starts with them."""
+    if is_batched:
+        return
+
+    def refuse(field: str, partner: str, accepted: str) -> FileMistake:
+        # The group's own value is the one to change; without any the profile is.
+        key = next((found for found in (field, partner) if found in table.values), "profile")
+        whose = "" if key != "profile" else f"profile {name!r}: "
+        text = f"{whose}{field} is {getattr(profile, field)}; expected at least {accepted}"
+        return FileMistake(table.file, table.line(key), text, param=field)
+
+    if profile.max_step_tokens < profile.max_sequences:
+        raise refuse("max_step_tokens", "max_sequences", f"max_sequences, {profile.max_sequences}")
+    if profile.kv_tokens < 2 * profile.block_tokens:
+        raise refuse("kv_tokens", "block_tokens", f"two blocks of {profile.block_tokens} tokens")
 
 
 def _check_pools(top: Table, groups: list[Table], instances: list[FleetInstance]) -> None:

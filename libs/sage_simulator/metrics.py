@@ -6,7 +6,8 @@ Per run, `arrival` being its scheduled send (open loop: arrivals are fixed in ad
   TPOT = (E2E - TTFT) / (output tokens - 1), for runs with two or more output tokens
   queue time  = sum over stages of (dispatch - submit);  engine time = sum over stages of (end - dispatch)
   good = finished, and TTFT, TPOT and E2E within the targets of its class, and done within its caller's budget
-  attainment = good / SUBMITTED (what was shed, failed or never ended is bad);  goodput = good / seconds of arrivals
+  attainment = good / SUBMITTED (what was shed, failed or never ended is bad);  goodput = good / seconds of arrivals,
+  NaN where there is one run only, or all arrive in one moment
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def level(times: RunTimes, span: float, rows: npt.NDArray[np.bool_] | None = Non
         unfinished=int(counts[3]),
         good=good,
         attainment=good / submitted if submitted else nan,
-        goodput=good / span if span > 0 else nan,
+        goodput=good / span if span > 0 and len(times.outcome) > 1 else nan,
         ttft=percentiles(times.ttft[chosen]),
         tpot=percentiles(times.tpot[chosen]),
         e2e=percentiles(times.e2e[chosen]),

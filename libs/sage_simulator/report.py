@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import nan
+from math import isnan, nan
 from typing import Any, Final
 
 import msgspec
@@ -97,6 +97,7 @@ def build_report(
     """Return the report of a native result; `stages` are its per-stage columns by name."""
     overall = level(times, workload.span)
     hours = workload.span / 3600
+    has_no_rate = overall.good == 0 or isnan(workload.rate)
     return Report(
         policy=policy,
         trace=workload.name,
@@ -113,7 +114,7 @@ def build_report(
         itl=of_histogram(result.histogram_edges, result.itl_counts),
         decision=of_histogram(result.histogram_edges, result.decision_counts),
         usd_per_hour=fleet.usd_per_hour,
-        usd_per_1000_good=fleet.usd_per_hour * hours / overall.good * 1000 if overall.good else nan,
+        usd_per_1000_good=nan if has_no_rate else fleet.usd_per_hour * hours / overall.good * 1000,
         num_unservable=workload.num_unservable,
         num_events=result.num_events,
         wall_seconds=result.wall_seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, nan
 from typing import Final
 
 import numpy as np
@@ -23,6 +23,11 @@ __all__ = ["Workload", "WorkloadOptions", "build_workload", "shaped"]
 
 NEVER: Final = inf
 _DEFAULT_MAX_TOKENS: Final = 4096
+_DAY: Final = 86_400.0
+_MAX_DAYS: Final = 150
+"""Days of simulated time; the longest published trace has 121. Beyond it, times or the rate are a mistake."""
+_MAX_REPORTS: Final = 10**9
+"""Reports of engines in one simulation: each is an event, and ten millions of them take seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,8 @@ class Workload:
 
     @property
     def rate(self) -> float:
-        """Runs submitted per second."""
-        return len(self) / self.span if self.span > 0 else 0.0
+        """Runs submitted per second; NaN where a single run, or one moment, has no rate."""
+        return len(self) / self.span if self.span > 0 and len(self) > 1 else nan
 
     @property
     def last_stage(self) -> npt.NDArray[np.int64]:
@@ -137,6 +142,7 @@ def build_workload(trace: Trace, fleet: Fleet, options: WorkloadOptions | None =
     trace, num_unservable = _servable(trace, fleet, pools)
     if options.rate is not None:
         trace = at_rate(trace, options.rate)
+    _check_span(trace, fleet, options)
     stages, stage_start = trace.stages, trace.stage_start
     pool = pools[stages.pool]
     ends_in = pool[stage_start[1:] - 1]
@@ -177,6 +183,27 @@ def build_workload(trace: Trace, fleet: Fleet, options: WorkloadOptions | None =
         block_tokens=stages.block_tokens,
         num_unservable=num_unservable,
     )
+
+
+def _check_span(trace: Trace, fleet: Fleet, options: WorkloadOptions) -> None:
+    """Refuse what would be simulated for hours: telemetry is an event each, whether work arrives or not."""
+    span = max(trace.span, float(trace.arrival[-1]))
+    if not span <= _MAX_DAYS * _DAY:
+        days = f"{span / _DAY:,.0f} days; expected at most {_MAX_DAYS}"
+        if options.rate is not None:
+            raise ConfigurationError(
+                f"trace {trace.name} at rate {options.rate:g} lasts {days}: use a higher rate, or a part of the trace"
+            )
+        raise ConfigurationError(
+            f"trace {trace.name} lasts {days}: look for a wrong time in it, use a part (--from, --until) or set a rate"
+        )
+    interval = fleet.network.telemetry_interval
+    num_reports = len(fleet.instances) * span / interval if interval > 0 else 0.0
+    if num_reports > _MAX_REPORTS:
+        raise ConfigurationError(
+            f"trace {trace.name} lasts {span / _DAY:.3g} days, in which fleet {fleet.name} reports {num_reports:.2g} "
+            f"times; expected at most {_MAX_REPORTS:.0e}: use a longer [telemetry] interval, or a part of the trace"
+        )
 
 
 class _Targets:

@@ -197,6 +197,33 @@ def test_status_names_every_actor_and_its_pools(sage: Sage, main: subprocess.Pop
     assert all(kind in table.stdout for kind in KINDS)
 
 
+def test_a_second_scheduler_stands_by_and_both_are_shown(sage: Sage) -> None:
+    process = sage.start(
+        "up", "--name", "two", "--engine", "emulated", "--port", "0", "--schedulers", "2", *QUICK
+    )
+    try:
+        found = sage.status("two")
+        schedulers = {
+            actor["id"]: actor["leads"] for actor in found["actors"] if actor["kind"] == "scheduler"
+        }
+        assert schedulers.keys() == {"scheduler", "scheduler-2"}
+        assert sorted(map(bool, schedulers.values())) == [False, True]
+        table = sage.run("status", "--name", "two").stdout
+        assert "stands by" in table
+        assert "leads " in table
+        gateway = found["gateway_url"]
+        model = next(pool for leads in schedulers.values() for pool in leads)
+        body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        reply = httpx.post(f"{gateway}/v1/chat/completions", json=body, timeout=30.0)
+        assert reply.status_code == 200, reply.text
+        for _ in range(5):
+            explained = sage.run("explain", reply.headers["x-request-id"], "--name", "two")
+            assert "dispatched" in explained.stdout, explained.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_indexing_again_leaves_unchanged_documents_alone(sage: Sage, main: subprocess.Popen[bytes]) -> None:
     found = sage.run("index", str(sage.home / "document.md"), "--name", "main", "--json")
     summary = json.loads(found.stdout)

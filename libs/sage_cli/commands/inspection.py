@@ -109,17 +109,26 @@ def replay(
         Path,
         typer.Argument(help="Event log of a scheduler, from `events` in the state folder of its instance."),
     ],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:CLASS", help="Python policy to run, for a log that was recorded with one."
+        ),
+    ] = None,
 ) -> None:
     """Replay a scheduler's event log, compare every decision.
 
     Feeds the recorded events to a policy made anew. Exits with 1 and the first decision that comes out otherwise.
+    A Python file that only the log names is not run.
 
     Example:  sage replay ~/.local/state/sage/default/events/scheduler.log
     """
     from sage_actor.announcer import installed_version
     from sage_cli.replaying import difference_text, replay_file
 
-    found = replay_file(file)
+    if policy is not None:
+        print(f"runs the policy {policy}", flush=True)
+    found = replay_file(file, policy)
     header = found.log.header
     version = installed_version()
     if header.version != version:

@@ -46,6 +46,9 @@ def up(
             metavar="NAME|FILE", help="Emulate a fleet as `sage simulate` reads it: a worker per instance."
         ),
     ] = None,
+    schedulers: Annotated[
+        int, typer.Option(min=1, max=9, help="Schedulers; all beyond the first stand by to take over.")
+    ] = 1,
 ) -> None:
     """Start SAGE on this machine until Ctrl-C.
 
@@ -60,7 +63,12 @@ def up(
     from sage_cli.up import run_instance
 
     choices = Choices(model, engine, embedding_model, port, config, tuple(without or ()), fleet)
-    outcome = run_instance(name, choices, lambda: LiveScreen(out) if out.is_terminal else PlainScreen(out))
+    outcome = run_instance(
+        name,
+        choices,
+        lambda: LiveScreen(out) if out.is_terminal else PlainScreen(out),
+        num_schedulers=schedulers,
+    )
     if outcome.status != Exit.OK:
         raise CommandFailed(outcome.reason, Exit(outcome.status))
 

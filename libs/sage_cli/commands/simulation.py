@@ -42,7 +42,7 @@ def simulate(
         int,
         typer.Option(min=1, max=1000, help="Simulations per point; with 2 or more each resamples the trace."),
     ] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, help="Number of the first seed.")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, max=4_294_967_295, help="Number of the first seed.")] = 0,
     begin: Annotated[
         str | None, typer.Option("--from", metavar="TIME|%", help="Use the trace from here, e.g. 10m or 50%.")
     ] = None,
@@ -72,7 +72,10 @@ def simulate(
         ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Limit that clients send; true lengths are hidden from the policy.")
+        int,
+        typer.Option(
+            min=1, max=10_000_000, help="Limit that clients send; true lengths are hidden from the policy."
+        ),
     ] = 4096,
     format: Annotated[
         str | None,
@@ -82,15 +85,21 @@ def simulate(
             show_default="from the content",
         ),
     ] = None,
-    head: Annotated[int, typer.Option(min=0, help="Read this many rows only; 0: all.")] = 0,
+    head: Annotated[
+        int, typer.Option(min=0, max=1_000_000_000, help="Read this many rows only; 0: all.")
+    ] = 0,
     block_tokens: Annotated[
         int,
         typer.Option(
-            min=0, help="Tokens of one prefix block; 0: the format's own (mooncake 512, ragpulse 64)."
+            min=0,
+            max=65_536,
+            help="Tokens of one prefix block; 0: the format's own (mooncake 512, ragpulse 64).",
         ),
     ] = 0,
     rerank: Annotated[bool, typer.Option(help="Whether RAG runs rerank their passages.")] = True,
-    clients: Annotated[int, typer.Option(min=0, help="servegen: the busiest clients only; 0: all.")] = 0,
+    clients: Annotated[
+        int, typer.Option(min=0, max=1_000_000_000, help="servegen: the busiest clients only; 0: all.")
+    ] = 0,
     resampling: Annotated[
         str, typer.Option(help="How seeds change the trace: auto, blocks, sessions or none.")
     ] = "auto",
@@ -111,7 +120,7 @@ def simulate(
         typer.Option("--json", metavar="FILE|-", help="Write everything as JSON; -: on stdout, no table."),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw plots (PNG) into this folder.")
+        str | None, typer.Option(metavar="DIR", help="Draw plots (PNG) into this folder.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Simulations at a time.")] = 1,
     time_decisions: Annotated[
@@ -148,9 +157,10 @@ def simulate(
                 --rates 4:24:2 --capacity
     """
     from sage_cli.simulation_plan import SimulationRequest, make_plan
-    from sage_cli.simulation_run import find_capacities, run_plan, write_json
+    from sage_cli.simulation_run import check_outputs, find_capacities, run_plan, warnings, write_json
     from sage_cli.simulation_tables import capacity_table, detail_tables, heading, result_table
 
+    check_outputs(json_file, plots)
     if plots is not None:
         from sage_simulator.plots import require_matplotlib
 
@@ -196,6 +206,8 @@ def simulate(
             out.print(capacity_table(found))
         return
     points = run_plan(plan, jobs=jobs, check=check, time_decisions=time_decisions)
+    for line in warnings(points):
+        err.print(line, markup=False, soft_wrap=True)
     if json_file is not None:
         write_json(json_file, plan, points=points)
     if not is_quiet:
@@ -206,5 +218,5 @@ def simulate(
     if plots is not None:
         from sage_simulator.plots import draw_plots
 
-        for file in draw_plots(points, plots, f"{plan.trace.name} on {plan.fleet.name}"):
+        for file in draw_plots(points, Path(plots), f"{plan.trace.name} on {plan.fleet.name}"):
             err.print(f"wrote {file}", markup=False)

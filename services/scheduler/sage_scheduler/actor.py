@@ -10,7 +10,7 @@ from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, Roster
 from sage_actor.announcer import installed_version
 from sage_bus import Subscription
 from sage_core import Paths, SageError
-from sage_policy import Command, Event, make_policy
+from sage_policy import Command, Event
 from sage_policy.event_log import LogHeader
 from sage_scheduler.desk import SchedulingDesk
 from sage_scheduler.event_log_file import EventLogFile
@@ -26,6 +26,7 @@ from sage_scheduler.outgoing import (
     SendFailure,
     SendLead,
 )
+from sage_scheduler.policies import policy_of
 from sage_scheduler.settings import SchedulerSettings
 from sage_telemetry import is_sampled, record_span, semconv
 from sage_wire import CallHeaders, encode, subjects
@@ -55,20 +56,15 @@ class SchedulerActor(Actor):
     def __init__(self, context: ActorContext, settings: SchedulerSettings) -> None:
         super().__init__(context)
         section = settings.scheduler
-        policy = make_policy(
-            section.policy,
-            max_queued=section.max_queued,
-            seed=section.seed,
-            classes=section.slo_classes(),
-            **section.weights,
-        )
+        self._health = "ok"
         self._settings = settings
         self._log_file: EventLogFile | None = None
         self._desk = SchedulingDesk(
-            policy,
+            policy_of(section),
             scheduler_id=context.actor_id,
             max_receipts=section.max_receipts,
             record=self._record if section.event_log else None,
+            failed=self._policy_failed,
         )
         self._roster = Roster(context.control, context.clock)
         self._leadership = Leadership(
@@ -100,6 +96,7 @@ class SchedulerActor(Actor):
     def presence(self) -> Presence:
         """Report how much is held and queued, and which pools are led."""
         return Presence(
+            health=self._health,
             num_in_flight=self._desk.num_held,
             num_queued=self._desk.num_queued,
             leads=tuple(sorted(self._subscriptions)),
@@ -261,6 +258,13 @@ class SchedulerActor(Actor):
     def _on_timer(self) -> None:
         self._timer = None
         self._send(self._desk.timer(self._now()))
+
+    def _policy_failed(self, failure: str) -> None:
+        """Say it once: a policy that fails may do so for every request."""
+        if failure != self._health:
+            self._health = failure
+            self.context.log.error("policy_failed", policy=self._settings.scheduler.policy, reason=failure)
+            self.context.announce()
 
     # -- the event log ------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from sage_policy import (
 )
 from sage_policy import Cancelled as CancelledEvent
 from sage_policy import Dispatch as DispatchCommand
+from sage_policy.python_policy import PolicyFailure
 from sage_scheduler.held import Held, HeldRequests, attempt_of, key_of, request_id_of
 from sage_scheduler.instances import PoolFacts, pool_facts
 from sage_scheduler.outgoing import (
@@ -90,8 +91,12 @@ class SchedulingDesk:
         scheduler_id: str = "",
         max_receipts: int = 10_000,
         record: Record | None = None,
+        failed: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`failed` is told whenever the policy raised or commanded what cannot be done."""
         self._policy = policy
+        self._failed = failed
+        self._is_clearing = False
         self._scheduler_id = scheduler_id
         self._record = record
         self._pools: dict[str, _Pool] = {}
@@ -289,7 +294,13 @@ class SchedulingDesk:
 
     def _run(self, event: Event, now: float, refusable: str | None = None) -> list[Outgoing]:
         """Give the policy an event. That `refusable` is shed is told as `Refuse`, others to their consumers."""
-        commands = self._policy.handle(event, now)
+        try:
+            commands = list(self._policy.handle(event, now))
+            for command in commands:
+                if not isinstance(command, Command):
+                    raise TypeError(f"handle returned {command!r}; expected commands")
+        except (Exception, SystemExit) as error:  # a policy may be a user's code, which may raise anything
+            return self._clear(PolicyFailure(self._policy, error).message, now, refusable)
         if self._record is not None:
             self._record(event, now, commands)
         if not commands:
@@ -298,17 +309,23 @@ class SchedulingDesk:
         outgoing: list[Outgoing] = []
         for command in commands:
             match command:
-                case DispatchCommand(key):
-                    outgoing += self._dispatched(command, sizes[command.batch] if command.batch else 0, now)
-                case Shed(key):
-                    held = self._held.release(key)
-                    error = _shed_error(command)
+                case DispatchCommand(key, instance_id):
+                    held = self._held.get(key)
+                    if held is not None and self._is_known(instance_id, held.submit.pool):
+                        size = sizes[command.batch] if command.batch else 0
+                        outgoing += self._dispatched(command, size, now)
+                        continue
                     if held is not None:
-                        self._receipts.decided(self._subject(held), command)
-                    if key == refusable:
-                        outgoing.append(Refuse(error))
-                    elif held is not None:
-                        outgoing.append(_failure(held.submit, error))
+                        what = ValueError(
+                            f"Dispatch names {instance_id!r}, no instance of pool {held.submit.pool!r}"
+                        )
+                        failure = PolicyFailure(self._policy, what).message
+                        self._failed(failure)
+                        outgoing += self._shed(_broken(key, failure, held, now), refusable)
+                    if event != Finished(key):
+                        outgoing += self._run(Finished(key), now)
+                case Shed():
+                    outgoing += self._shed(command, refusable)
                 case Abort(key, instance_id):
                     held = self._held.get(key)
                     if held is not None:
@@ -319,6 +336,37 @@ class SchedulingDesk:
                     outgoing.append(ArmTimer(at))
                 case ScaleHint(pool, num_instances):
                     outgoing.append(NoteScale(pool, num_instances))
+        return outgoing
+
+    def _is_known(self, instance_id: str, pool: str) -> bool:
+        return pool in self._workers.pools(instance_id)
+
+    def _shed(self, command: Shed, refusable: str | None) -> list[Outgoing]:
+        held = self._held.release(command.key)
+        if held is not None:
+            self._receipts.decided(self._subject(held), command)
+        if command.key == refusable:
+            return [Refuse(_shed_error(command))]
+        return [] if held is None else [_failure(held.submit, _shed_error(command))]
+
+    def _clear(self, failure: str, now: float, refusable: str | None) -> list[Outgoing]:
+        """The policy raised: what waits may never be decided, so it fails at once; what runs goes on.
+
+        The policy is told of each, so that a request that it cannot bear does not stay in its queue.
+        """
+        if self._is_clearing:
+            return []
+        self._is_clearing = True
+        # A replay would raise as well, or go on from another state.
+        self._record = None
+        self._failed(failure)
+        outgoing: list[Outgoing] = []
+        waiting = self._held.waiting()
+        for key in waiting:
+            outgoing += self._shed(_broken(key, failure, self._held.get(key), now), refusable)
+        for key in waiting:
+            outgoing += self._run(CancelledEvent(key), now)
+        self._is_clearing = False
         return outgoing
 
     def _dispatched(self, command: DispatchCommand, batch_size: int, now: float) -> list[Outgoing]:
@@ -388,6 +436,11 @@ def _later(targets: Targets, waited_ms: float) -> Targets:
 def _rank_at_worker(submit: Submit) -> int:
     """Work of class `batch` ranks below all other of its caller's priority inside engines, too."""
     return submit.priority - 1 if submit.slo_class == BATCH_CLASS else submit.priority
+
+
+def _broken(key: str, failure: str, held: Held | None, now: float) -> Shed:
+    waited = 0.0 if held is None else now - held.since
+    return Shed(key, "internal", None, Decision(failure, waited, 0))
 
 
 def _shed_error(command: Shed) -> SageError:

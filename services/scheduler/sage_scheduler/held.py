@@ -99,6 +99,10 @@ class HeldRequests:
         """Return the attempts that are held for a pool, in order of arrival."""
         return [key for key, held in self._held.items() if held.submit.pool == pool]
 
+    def waiting(self) -> list[str]:
+        """Return the attempts that no worker was given yet, in order of arrival."""
+        return [key for key, held in self._held.items() if held.worker_id is None]
+
     def remember_cancel(self, request_id: str, now: float) -> None:
         """Remember the cancel of a request that is not here, for a submit that is still behind it."""
         self._cancelled[request_id] = now

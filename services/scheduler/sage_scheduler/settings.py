@@ -69,6 +69,13 @@ class SchedulerSection(Section):
                 raise ValueError(error.message) from None
         return value
 
+    @field_validator("classes")
+    @classmethod
+    def _named(cls, value: dict[str, SloClassSection]) -> dict[str, SloClassSection]:
+        if any(not name.strip() for name in value):
+            raise ValueError("the name of a class is empty")
+        return value
+
     def slo_classes(self) -> dict[str, SloClass]:
         """Return the classes as policies know them."""
         named = {

@@ -151,7 +151,7 @@ def test_a_missed_aim_is_reported_as_missed():
     comparison = compare.Comparison(
         seeds=1,
         steps={"conv-mixed": {"hybrid": [100], "lmetric": [101], "lmetric+shed": [110]}},
-        overload_rate={"conv-mixed": 20.0},
+        overload_rate={"conv-mixed": [20.0]},
         overloads={
             "conv-mixed": {"hybrid": overload(5), "lmetric": overload(1), "lmetric+shed": overload(9)}
         },

@@ -142,6 +142,9 @@ def test_settings_mistakes_are_named_once_with_their_source(
         ('[planner]\npipelines_dir = "/nope"\n', "'/nope'"),
         ('[llm_worker.emulated]\nprofile = "zzz"\n', "'zzz'"),
         ('instance = "a b"\n', "'a b'"),
+        ('[scheduler]\npolicy = "/nope.py:Mine"\n', "/nope.py does not exist"),
+        ("[scheduler.weights]\nnope = 1\n", "nope is unknown"),
+        ('[scheduler.classes.""]\ntier = 1\n', "the name of a class is empty"),
     ],
 )
 def test_what_a_service_would_refuse_is_refused_by_the_check(
@@ -359,6 +362,44 @@ def test_what_cannot_be_replayed_is_one_line_that_names_the_file(
     error = one_line(capsys)
     assert str(path) in error
     assert reason in error
+
+
+def test_the_variable_that_holds_a_table_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, expected in (
+        ('{"gold": {"tier": 9}}', "gold.tier = 9"),
+        ('{"gold": {"nope": 1}}', "gold.nope"),
+    ):
+        monkeypatch.setenv("SAGE_SCHEDULER__CLASSES", value)
+        assert run(["config", "check"]) == 2
+        assert (line := one_line(capsys)).startswith("sage: SAGE_SCHEDULER__CLASSES: ")
+        assert expected in line
+
+
+def test_a_log_cannot_name_the_python_code_that_a_replay_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "from pathlib import Path\n"
+        "from sage_policy.placement_policy import LeastOutstanding\n"
+        f"Path({str(tmp_path / 'was-run')!r}).touch()\n"
+        "class Mine(LeastOutstanding): pass\n"
+    )
+    log, mine = tmp_path / "s1.log", f"{code}:Mine"
+    log.write_bytes(encode_header(LogHeader(policy=mine, max_queued=8, seed=1, version="0")))
+    assert run(["replay", str(log)]) == 2
+    assert "name the file with --policy" in one_line(capsys)
+    assert not (tmp_path / "was-run").exists()
+    assert run(["replay", str(log), "--policy", mine]) == 0
+    assert f"runs the policy {mine}" in capsys.readouterr().out
+    assert run(["replay", str(recorded(tmp_path / "s2.log")), "--policy", mine]) == 2
+
+
+def test_a_further_scheduler_is_no_choice_without_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--schedulers", "2", "--without", "scheduler"]) == 2
+    assert "exclude each other" in one_line(capsys)
 
 
 def test_an_instance_is_waited_for_until_every_pool_has_a_leader() -> None:

@@ -170,6 +170,18 @@ def test_statistics_are_generated_for_the_part_that_is_asked_for(
         (["--fleet", "nowhere"], "fleet 'nowhere' is unknown; expected a TOML file or one of"),
         (["--fleet", "nowhere.toml"], "nowhere.toml: does not exist"),
         (["--seeds", "0"], "--seeds"),
+        (["--first-seed", "99999999999999999999"], "--first-seed"),
+        (["--max-tokens", "99999999999"], "--max-tokens"),
+        (["--block-tokens", "99999999999"], "--block-tokens"),
+        (["--rate", "1e-9"], "trace b at rate 1e-09 lasts 694,"),
+        (["--json", ""], "--json is ''; expected a file"),
+        (["--json", "."], "--json: . is a folder"),
+        (
+            ["--json", "/nowhere/at/all.json"],
+            "/nowhere/at/all.json cannot be written: /nowhere/at is no folder",
+        ),
+        (["--plots", ""], "--plots is ''; expected a folder"),
+        (["--plots", __file__], "is not a folder"),
     ],
 )
 def test_wrong_words_are_one_line_and_status_2(
@@ -197,6 +209,136 @@ def test_malformed_files_are_one_line_with_their_line_and_status_2(
         f"sage: {files / 'fleet.toml'}, line 13: unknown key 'cuont' in [[group]]; expected"
     )
     assert len(captured.err.splitlines()) == 1
+
+
+POLICY = """
+from sage_policy import Decision, Dispatch, InstanceUp, PlacementPolicy, SetTimer, Submitted, Timer
+class Mine(PlacementPolicy):
+    def score(self, request, instance): return 0
+    {method}
+"""
+NOTHING = 'Decision("", 0.0, 0)'
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("def score(self, request, instance): raise ValueError('no\\nscore')", "ValueError: no score ("),
+        ("def score(self, request, instance): raise SystemExit(3)", "SystemExit: 3 ("),
+        (
+            "def score(self, request, instance): pass",
+            "ValueError: score is None for request 1 on instance 0;",
+        ),
+        ("def score(self, request, instance): return float('nan')", "ValueError: score is nan for request 1"),
+        ("def score(self, request, instance): return float('-inf')", "ValueError: score is -inf"),
+        ("def score(self, request, instance): return '3'", "ValueError: score is '3'"),
+        ("def may_take(self, request, instance): pass", "ValueError: may_take is None"),
+        ("def key(self, request): return float('nan')", "ValueError: key is nan"),
+        ("def handle(self, event, now): return None", "TypeError: handle returned None; expected a list"),
+        ("def handle(self, event, now): return [3]", "TypeError: handle returned 3; expected Dispatch"),
+        ("def handle(self, event, now): return 1 / 0", "ZeroDivisionError: division by zero ("),
+        (
+            "def handle(self, event, now):\n        if not isinstance(event, Submitted): return []\n"
+            f"        return [Dispatch(event.key, '99', {NOTHING})]",
+            "ValueError: Dispatch names instance '99'; expected one of 0, 1, 2",
+        ),
+        (
+            "def handle(self, event, now):\n        if not isinstance(event, Submitted): return []\n"
+            f"        return [Dispatch('77', '0', {NOTHING})]",
+            "ValueError: Dispatch names request '77', which was never submitted",
+        ),
+        (
+            "def handle(self, event, now): return [SetTimer(now)] if isinstance(event, Submitted | Timer) else []",
+            "RuntimeError: 10000 timers at 0 s",
+        ),
+        (
+            "def handle(self, event, now): return [SetTimer(float('nan'))]",
+            "ValueError: a command has the time nan",
+        ),
+    ],
+)
+def test_a_policy_that_fails_is_one_line_and_status_2(
+    method: str, words: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(files / "mine.py", POLICY.format(method=method))
+    assert run(command(files, "--policy", f"{path}:Mine", "--json", "-")) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert captured.err.startswith(f"sage: policy {path}:Mine failed: {words}"), captured.err
+    assert f"({path}, line " in captured.err
+    assert captured.out == ""
+
+
+def test_infinity_is_the_last_choice(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = "def score(self, request, instance): return float('inf') if instance.instance.instance_id == '0' else 1"
+    path = write(files / "mine.py", POLICY.format(method=method))
+    assert run(command(files, "--policy", f"{path}:Mine", "--json", "-")) == 0
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    assert [found["finished"] for found in result["reports"][0]["instances"]] == [0, 60, 0]
+
+
+def test_a_wrong_time_in_a_trace_is_refused_at_once(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(files / "b.csv", "Timestamp,Request tokens,Response tokens\n0,10,10\n1,10,10\n200000000,10,10\n")
+    assert run(command(files)) == 2
+    message = capsys.readouterr().err
+    assert "trace b lasts 3,472 days; expected at most 150: look for a wrong time in it" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "count = 2",
+            "max_step_tokens = 1",
+            "line 13: max_step_tokens is 1; expected at least max_sequences, 256",
+        ),
+        (
+            "m1 = 1e-4",
+            "max_step_tokens = 1",
+            "line 12: profile 'chat': max_step_tokens is 1; expected at least",
+        ),
+        ("count = 2", "kv_tokens = 3", "line 13: kv_tokens is 3; expected at least two blocks of 16 tokens"),
+        (
+            "[[disturbance]]",
+            "[telemetry]\ninterval = 1e-9\n[[disturbance]]",
+            "line 20: interval is 1e-09; expected a",
+        ),
+    ],
+)
+def test_limits_of_a_fleet_that_no_engine_has_are_refused(
+    old: str, new: str, words: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(files / "fleet.toml", FLEET.replace(old, new))
+    assert run(command(files)) == 2
+    message = capsys.readouterr().err
+    assert f"fleet.toml, {words}" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("rows", ["0,10,10\n", "5,10,10\n5,10,10\n"])
+def test_what_has_no_rate_shows_none(rows: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(files / "b.csv", f"Timestamp,Request tokens,Response tokens\n{rows}")
+    assert run(command(files, "--policy", "hybrid")) == 0
+    shown = capsys.readouterr().out
+    assert "nan" not in shown
+    [row] = [line.split() for line in shown.splitlines() if " hybrid " in line]
+    assert row[:4] == ["-", "hybrid", "100.00%", "-"]
+    assert run(command(files, "--policy", "hybrid", "--json", "-")) == 0
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    assert result["goodput"] == {"mean": None, "min": None, "max": None}
+    assert result["reports"][0]["rate"] is None
+    assert result["reports"][0]["usd_per_1000_good"] is None
+
+
+def test_a_policy_under_which_nothing_finishes_is_a_warning(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(files / "mine.py", POLICY.format(method="def handle(self, event, now): return []"))
+    assert run(command(files, "--policy", f"{path}:Mine")) == 0
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 1
+    assert "no run finished: 0 were shed, 0 failed, 60 were never answered" in found[0]
 
 
 def test_disturbances_can_be_left_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

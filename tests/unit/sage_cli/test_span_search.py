@@ -71,3 +71,16 @@ async def test_receipts_are_found_by_our_id_and_by_the_clients(
     peers: Bus, name: str, found: list[str]
 ) -> None:
     assert [each.request_id for each in await find_receipts(INSTANCE, name)] == found
+
+
+async def test_a_standby_that_answers_first_does_not_hide_the_receipt(peers: Bus) -> None:
+    def stand_by(message: Received) -> None:
+        assert message.reply is not None
+        request_id = decode(FindReceipt, message.payload).request_id
+        for _ in range(2):
+            peers.publish(message.reply, encode(receipt(request_id, "unknown")))
+
+    alone = Instance("one", 1, "nats://h:1", "http://h:2", 0.0, ["scheduler"])
+    await peers.subscribe(subjects.RECEIPTS_FIND, stand_by)
+    for _ in range(3):
+        assert [found.decision for found in await find_receipts(alone, "req-1")] == ["dispatched"]

@@ -8,6 +8,7 @@ import pytest
 
 from sage_core import ConfigurationError
 from sage_policy import Policy, make_policy
+from sage_policy.python_policy import GuardedPolicy, PolicyFailure
 from unit.sage_policy.drivers import dispatches, submitted, up
 
 ROOT = Path(__file__).parents[3]
@@ -169,7 +170,49 @@ def test_a_constructor_that_fails_is_named(write) -> None:
     assert "ValueError: no weights" in refusal(f"{path}:Mine")
 
 
+def test_leaving_the_process_is_a_failure_too(write) -> None:
+    path = write("import sys\nsys.exit(3)\n")
+    assert f"{path}, line 2: the file cannot be imported: SystemExit: 3" in refusal(f"{path}:Mine")
+
+
+def test_a_file_named_from_its_folder_has_its_line_too(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write("\nvalue = 1 / 0\n").parent)
+    assert "mine.py, line 2: the file cannot be imported" in refusal("mine.py:Mine")
+
+
+@pytest.mark.parametrize("name", ["3", "''", "'two\\nlines'", "'x' * 1000"])
+def test_a_name_that_is_no_text_is_refused(write, name: str) -> None:
+    text = f"class Mine:\n    name = {name}\n    def handle(self, event, now): return []\n"
+    assert "expected text of 1 to 128 printable characters" in refusal(f"{write(text)}:Mine")
+
+
+def test_a_class_of_another_kind_without_a_name_is_refused(write) -> None:
+    path = write("class Mine:\n    def handle(self, event, now): return []\n")
+    assert "Mine has no name; expected an attribute" in refusal(f"{path}:Mine")
+
+
+def test_a_constructor_that_forgets_the_base_is_refused(write) -> None:
+    path = write(
+        HEADER + "class Mine(PlacementPolicy):\n"
+        "    def __init__(self):\n        self.weight = 1\n"
+        "    def score(self, request, instance): return 0\n"
+    )
+    assert "does not call super().__init__(**options)" in refusal(f"{path}:Mine")
+
+
 def test_an_unknown_name_says_what_there_is() -> None:
     message = refusal("fastest")
     assert "expected one of hybrid, round-robin" in message
     assert "path/to/file.py:ClassName" in message
+
+
+def test_a_guarded_policy_raises_nothing_but_its_failure(write) -> None:
+    path = write(
+        "class Mine:\n    name = 'mine'\n    def handle(self, event, now):\n        raise KeyError('no\\nkey')\n"
+    )
+    policy = GuardedPolicy(load(f"{path}:Mine"))
+    assert policy.name == "mine"
+    with pytest.raises(PolicyFailure) as caught:
+        policy.handle(up("a"), 0.0)
+    assert caught.value.message.startswith(f"policy {path}:Mine failed: KeyError: 'no")
+    assert caught.value.message.endswith(f"({path}, line 4)")

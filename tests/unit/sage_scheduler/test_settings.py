@@ -35,6 +35,7 @@ def test_a_class_of_a_new_name_begins_without_promises(tmp_path: Path) -> None:
     [
         ('policy = "fastest"', "scheduling policy 'fastest' is unknown; expected one of hybrid"),
         ('policy = "hybrid+fast"', "expected one of hold"),
+        ('[scheduler.classes.""]\ntier = 1', "the name of a class is empty"),
         ("lease_ttl = 0.5", "greater than or equal to 1"),
         ("[scheduler.classes.gold]\ntier = 3", "less than or equal to 2"),
     ],
