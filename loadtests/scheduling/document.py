@@ -12,7 +12,7 @@ from compare import Comparison
 from embedding import BATCHERS
 from plan import HYBRID
 from scenarios import SCENARIOS, fleet_of
-from tables import ablation_table, aims_table, capacity_table, overload_table, table
+from tables import ablation_table, aims_table, capacity_table, overload_table, table, tenant_table
 
 __all__ = ["Measured", "written"]
 
@@ -94,6 +94,12 @@ _METHOD: Final = """
   without that layer. No policy knows the length of an answer: all requests claim 32,768 tokens.
 """
 
+_TENANTS: Final = """## Tenants of servegen in overload: Jain's index of their attainments
+
+Up to 18 clients of one production pool, of whom one may send half of the requests, at twice the capacity.
+
+"""
+
 
 _WHY: Final = """## Where an aim is missed, and why
 
@@ -135,6 +141,8 @@ def written(measured: Measured, *, aims_only: bool = False) -> str:
     ]
     if measured.rest:
         parts += _rest(measured.rest)
+    if tenants := tenant_table(comparison):
+        parts.append(_TENANTS + tenants)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -13,7 +13,7 @@ from plan import HYBRID, is_ablation, label_of
 from scenarios import SCENARIOS
 from search import step_near
 
-__all__ = ["ablation_table", "aims_table", "capacity_table", "overload_table", "table"]
+__all__ = ["ablation_table", "aims_table", "capacity_table", "overload_table", "table", "tenant_table"]
 
 _AIM_WORDS: Final = {
     "push": "capacity / best push baseline, mixed fleets",
@@ -22,6 +22,19 @@ _AIM_WORDS: Final = {
     "overload-push": "overload goodput / best push baseline without shedding",
     "worst": "capacity / best baseline with any switches",
 }
+
+_TENANT_ROWS: Final = (
+    HYBRID,
+    f"{HYBRID}-fair",
+    "vtc",
+    "vtc+shed",
+    "edf+shed",
+    "sjf",
+    "sjf+shed",
+    "least-outstanding",
+    "lmetric",
+    "lmetric+hold+shed",
+)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], num_words: int = 1) -> str:
@@ -97,6 +110,19 @@ def ablation_table(comparison: Comparison) -> str:
             cells.append(f"{capacity:.2f} / {goodputs[0] / goodputs[1]:.2f}")
         rows.append([policy, *cells])
     return table(["without", *scenarios], rows)
+
+
+def tenant_table(comparison: Comparison) -> str:
+    """Return how evenly the tenants of a scenario fare in overload; "" where no scenario has tenants."""
+    scenarios = [name for name in comparison.overloads if SCENARIOS[name].has_tenants]
+    if not scenarios:
+        return ""
+    rows = []
+    for policy in (name for name in _TENANT_ROWS if name in comparison.overloads[scenarios[0]]):
+        found = [comparison.overloads[name][policy] for name in scenarios]
+        indices = [[one.jain for one in seeds if one.jain is not None] for seeds in found]
+        rows.append([label_of(policy), *(f"{np.mean(values):.3f}" for values in indices)])
+    return table(["policy", *scenarios], rows)
 
 
 def _ordered(policies: Sequence[str]) -> list[str]:
