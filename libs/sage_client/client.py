@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -310,7 +311,9 @@ class UnifiedInferenceClient:
 def _turns(messages: Messages) -> list[ChatMessage]:
     if isinstance(messages, str):
         return [ChatMessage(role="user", content=messages)]
-    return [turn if isinstance(turn, ChatMessage) else ChatMessage(**turn) for turn in messages]
+    return [
+        turn if isinstance(turn, ChatMessage) else msgspec.convert(turn, ChatMessage) for turn in messages
+    ]
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:

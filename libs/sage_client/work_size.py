@@ -8,6 +8,7 @@ import msgspec
 
 from sage_wire.messages import (
     ChatPrompt,
+    Detokenize,
     Embed,
     Generate,
     Index,
@@ -16,6 +17,7 @@ from sage_wire.messages import (
     RunPipeline,
     Split,
     TextPrompt,
+    Tokenize,
     TokenPrompt,
     Work,
     WorkSize,
@@ -40,8 +42,19 @@ def measure(work: Work) -> WorkSize:
     match work:
         case Generate():
             return _generation(work)
+        case Embed(token_ids=token_ids) if token_ids:
+            num_tokens = sum(map(len, token_ids))
+            return WorkSize(
+                num_items=len(token_ids),
+                num_chars=BYTES_PER_TOKEN * num_tokens,
+                num_prompt_tokens=num_tokens,
+            )
         case Embed():
             return _texts(len(work.texts), work.texts)
+        case Tokenize():
+            return _texts(1, _read(work.prompt))
+        case Detokenize():
+            return WorkSize(num_chars=BYTES_PER_TOKEN * len(work.token_ids))
         case Rerank():
             num_items = len(work.documents)
             read = _texts(num_items, work.documents)
@@ -86,6 +99,12 @@ def _generation(work: Generate) -> WorkSize:
         num_prompt_tokens=num_tokens,
         blocks=prefix_blocks(prompt),
     )
+
+
+def _read(prompt: ChatPrompt | TextPrompt) -> list[str]:
+    if isinstance(prompt, TextPrompt):
+        return [prompt.text]
+    return [message.content for message in prompt.messages]
 
 
 def _texts(num_items: int, texts: Sequence[str]) -> WorkSize:

@@ -14,6 +14,7 @@ from sage_wire.messages import (
     Accepted,
     Annotated,
     Announcement,
+    Answer,
     Cancel,
     ChatMessage,
     ChatPrompt,
@@ -21,8 +22,11 @@ from sage_wire.messages import (
     Completed,
     DecisionFacts,
     Delta,
+    Detokenize,
+    Detokenized,
     Discover,
     Dispatch,
+    Dispatches,
     Document,
     Drain,
     Draining,
@@ -34,14 +38,20 @@ from sage_wire.messages import (
     FoundSpans,
     Frame,
     Generate,
+    Grammar,
     Hit,
     Index,
     Indexed,
     JobState,
     JobStatus,
+    JsonObject,
+    JsonSchema,
     Lead,
+    Logprob,
     Message,
+    OneOf,
     Output,
+    Pattern,
     Ping,
     Pong,
     Receipt,
@@ -49,6 +59,7 @@ from sage_wire.messages import (
     ReceiptTimes,
     Report,
     ReportEvent,
+    Reports,
     Rerank,
     Resume,
     Retrieve,
@@ -63,12 +74,19 @@ from sage_wire.messages import (
     Started,
     Submit,
     SubmitJob,
+    Submits,
     Targets,
     Telemetry,
     TextPrompt,
     Timings,
+    TokenBias,
+    Tokenize,
+    Tokenized,
+    TokenLogprobs,
     TokenPrompt,
     Tokens,
+    ToolCall,
+    ToolDefinition,
     Usage,
     Vectors,
     WireError,
@@ -92,6 +110,38 @@ _RESUME: Final = Resume(text="A frame is", token_ids=[32, 4034, 374], num_tokens
 _GENERATE: Final = Generate(
     model="qwen", prompt=ChatPrompt(messages=[_USER]), sampling=_SAMPLING, resume=_RESUME
 )
+_TOOL: Final = ToolDefinition(
+    name="get_weather",
+    description="The weather of a city",
+    parameters='{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}',
+)
+_TOOL_CALL: Final = ToolCall(id="call_1", name="get_weather", arguments='{"city":"Paris"}')
+_TOOL_PROMPT: Final = ChatPrompt(
+    messages=[
+        _USER,
+        ChatMessage(role="assistant", content="", tool_calls=[_TOOL_CALL], reasoning="I need the weather."),
+        ChatMessage(role="tool", content="18 degrees", tool_call_id="call_1"),
+    ],
+    tools=[_TOOL],
+    template_arguments='{"reasoning_effort":"low"}',
+    continues_last=True,
+)
+_BEYOND: Final = Sampling(
+    max_tokens=0,
+    top_k=40,
+    min_p=0.05,
+    repetition_penalty=1.1,
+    min_tokens=2,
+    ignore_eos=True,
+    stop_token_ids=[2],
+    logit_bias=[TokenBias(token_id=315, bias=-100.0)],
+    logprobs=2,
+)
+_LOGPROB: Final = Logprob(text=" of", logprob=-0.25, token_id=315)
+_LOGPROBS: Final = TokenLogprobs(
+    chosen=_LOGPROB, top=[_LOGPROB, Logprob(text="\ufffd", logprob=-2.5, token_id=9, raw=b"\xe2")]
+)
+_ANSWER: Final = Answer(request_id="req-1", attempt=1, scheduler_id="scheduler-1", epoch="5xkq0c4w9d2m")
 _DOCUMENT: Final = Document(source="docs/bus.md", text="A frame carries deltas.", title="The bus")
 _CHUNK: Final = Chunk(source="docs/bus.md", position=2, text="A frame carries deltas.", title="The bus")
 _HIT: Final = Hit(
@@ -161,6 +211,28 @@ _SPAN: Final = Span(
     attributes={"sage.pool": "qwen", "sage.request.attempt": 1, "sage.queue_ms": 1.5, "sampled": True},
 )
 
+_TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+_SUBMIT: Final = Submit(
+    request_id="req-1",
+    attempt=0,
+    pool="qwen",
+    reply_to=_REPLY_TO,
+    work=raw(_GENERATE),
+    size=_SIZE,
+    budget_ms=120_000,
+    traceparent=_TRACEPARENT,
+)
+_DISPATCH: Final = Dispatch(
+    request_id="req-1",
+    attempt=0,
+    pool="qwen",
+    reply_to=_REPLY_TO,
+    work=raw(_GENERATE),
+    fence=17,
+    budget_ms=119_990,
+    traceparent=_TRACEPARENT,
+)
+
 SAMPLES: Final[dict[str, Message]] = {
     "Accepted": Accepted(scheduler_id="scheduler-1", epoch="5xkq0c4w9d2m"),
     "Annotated": Annotated(sources=[_HIT], stage="retrieve", stage_ms=3.25),
@@ -227,10 +299,13 @@ SAMPLES: Final[dict[str, Message]] = {
         slo_class="normal",
         targets=_TARGETS,
     ),
+    "Detokenize": Detokenize(model="qwen", token_ids=[32, 4034]),
+    "Detokenized": Detokenized(text="A frame"),
     "Document": _DOCUMENT,
     "Drain": Drain(timeout_ms=5000),
     "Draining": Draining(num_in_flight=2),
     "Embed": Embed(model="all-MiniLM-L6-v2", texts=["a frame", "a delta"], dimensions=128),
+    "Embed.token_ids": Embed(model="all-MiniLM-L6-v2", token_ids=[[101, 1037, 102], [101, 102]]),
     "EngineProfile": _PROFILE,
     "Failed": Failed(error=_ERROR),
     "FindReceipt": FindReceipt(request_id="req-1"),
@@ -248,7 +323,18 @@ SAMPLES: Final[dict[str, Message]] = {
             Delta(request_id="req-3", attempt=0, seq=4, event=_COMPLETED),
         ]
     ),
+    "Frame.answers": Frame(
+        answers=[_ANSWER, Answer(request_id="req-2", attempt=0, scheduler_id="scheduler-1", error=_ERROR)]
+    ),
     "Generate": _GENERATE,
+    "Generate.structure": Generate(
+        model="qwen",
+        prompt=_TOOL_PROMPT,
+        sampling=_BEYOND,
+        structure=JsonSchema(schema='{"type":"object"}'),
+        echo=True,
+    ),
+    "Grammar": Grammar(ebnf='root ::= "yes" | "no"'),
     "Hit": _HIT,
     "Index": Index(
         collection="docs",
@@ -271,8 +357,14 @@ SAMPLES: Final[dict[str, Message]] = {
         value=raw(Indexed(num_chunks=120, num_sources=12)),
         error=_ERROR,
     ),
+    "JsonObject": JsonObject(),
+    "JsonSchema": JsonSchema(schema='{"type":"object"}'),
     "Lead": Lead(pool="qwen", scheduler_id="scheduler-1", fence=18),
+    "Logprob": _LOGPROB,
+    "Logprob.raw": _LOGPROBS.top[1],
+    "OneOf": OneOf(options=["yes", "no"]),
     "Output": Output(value=raw(SplitChunks(chunks=[_CHUNK]))),
+    "Pattern": Pattern(regex="[a-z]+"),
     "Ping": Ping(),
     "Pong": Pong(actor_id="gateway-1", epoch="5xkq0c4w9d2m", state="ready"),
     "Receipt": Receipt(
@@ -327,6 +419,18 @@ SAMPLES: Final[dict[str, Message]] = {
         elapsed_ms=21.5,
         num_cached=384,
     ),
+    "Reports": Reports(
+        reports=[
+            Report(
+                worker_id="llm-worker-1",
+                pool="qwen",
+                request_id="req-1",
+                attempt=1,
+                event=ReportEvent.FINISHED,
+                num_tokens=34,
+            )
+        ]
+    ),
     "Rerank": Rerank(model="all-MiniLM-L6-v2", query="What is a frame?", documents=["a", "b"]),
     "Resume": _RESUME,
     "Retrieve": Retrieve(collection="docs", query="What is a frame?", vector=_VECTOR, top_k=3, mode="dense"),
@@ -336,6 +440,7 @@ SAMPLES: Final[dict[str, Message]] = {
         pipeline="index-docs", parameters={"collection": "docs"}, removed_sources=["docs/old.md"]
     ),
     "Sampling": _SAMPLING,
+    "Sampling.beyond_openai": _BEYOND,
     "Scores": Scores(scores=[0.75, -0.25]),
     "ServedModel": _MODEL,
     "ServedModel.takes": ServedModel(
@@ -350,6 +455,9 @@ SAMPLES: Final[dict[str, Message]] = {
         is_gpu=True,
         device="cuda:0",
         profile=_PROFILE,
+    ),
+    "ServedModel.formats": ServedModel(
+        name="qwen", task="generate", engine="vllm", tool_format="hermes", reasoning_format="think"
     ),
     "Span": _SPAN,
     "Split": Split(documents=[_DOCUMENT], chunk_chars=500, overlap_chars=50),
@@ -376,14 +484,40 @@ SAMPLES: Final[dict[str, Message]] = {
         targets=_TARGETS,
         route="rag-docs/answer",
     ),
+    "Submit.budget": _SUBMIT,
+    "Submits": Submits(submits=[_SUBMIT]),
     "SubmitJob": SubmitJob(job_id="job-1", run=_RUN, budget_ms=60_000, tenant="acme"),
     "Targets": _TARGETS,
     "Telemetry": _TELEMETRY,
     "TextPrompt": TextPrompt(text="Once upon a time"),
     "Timings": _TIMINGS,
+    "TokenBias": TokenBias(token_id=315, bias=-100.0),
+    "TokenLogprobs": _LOGPROBS,
+    "TokenLogprobs.first": TokenLogprobs(chosen=_LOGPROB, is_first=True),
     "TokenPrompt": TokenPrompt(token_ids=[1, 128000, 32]),
     "Tokens": Tokens(text=" of the", token_ids=[315, 279], num_tokens=2),
     "Tokens.num_cached": Tokens(text="A", token_ids=[32], num_cached=384),
+    "Tokens.logprobs": Tokens(text=" of", token_ids=[315], logprobs=[_LOGPROBS]),
+    "Tokens.is_prompt": Tokens(
+        text="A",
+        token_ids=[32],
+        logprobs=[TokenLogprobs(chosen=Logprob(text="A", logprob=0.0, token_id=32), is_first=True)],
+        is_prompt=True,
+    ),
+    "Tokenize": Tokenize(
+        model="qwen", prompt=TextPrompt(text="A frame"), adds_special_tokens=False, with_strings=True
+    ),
+    "Tokenized": Tokenized(token_ids=[32, 4034], strings=["A", "\u0120frame"]),
+    "ToolCall": _TOOL_CALL,
+    "ChatMessage.assistant": _TOOL_PROMPT.messages[1],
+    "ChatMessage.tool": _TOOL_PROMPT.messages[2],
+    "ToolDefinition": _TOOL,
+    "ChatPrompt.tools": _TOOL_PROMPT,
+    "Completed.stop_reason": Completed(stop_reason="\n\n"),
+    "Answer": _ANSWER,
+    "Answer.refused": Answer(request_id="req-2", attempt=0, error=_ERROR),
+    "Dispatch.budget": _DISPATCH,
+    "Dispatches": Dispatches(dispatches=[_DISPATCH]),
     "Usage": _USAGE,
     "Vectors": Vectors(offset=4, dim=2, data=_VECTOR),
     "WireError": _ERROR,

@@ -70,7 +70,8 @@ class ServedModel(Message, frozen=True):
 
     `takes`: what a pipeline's runs bring, messages or documents; empty for other tasks. `is_batched`: it computes
     whole batches, not token by token. `device` names the accelerator on its host, e.g. cuda:0 or cpu; pools of one
-    device slow each other down. Empty: it computes nothing itself.
+    device slow each other down. Empty: it computes nothing itself. `tool_format` and `reasoning_format` name how the
+    model writes tool calls and reasoning into its text, e.g. `hermes` and `think`; empty: it does not.
     """
 
     name: str
@@ -84,6 +85,8 @@ class ServedModel(Message, frozen=True):
     is_gpu: bool = False
     device: str = ""
     profile: EngineProfile | None = None
+    tool_format: str = ""
+    reasoning_format: str = ""
 
 
 class Announcement(Message, frozen=True):

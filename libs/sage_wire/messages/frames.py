@@ -9,15 +9,18 @@ from sage_wire.messages.work import Hit
 
 __all__ = [
     "Annotated",
+    "Answer",
     "Completed",
     "Delta",
     "Event",
     "Failed",
     "Frame",
+    "Logprob",
     "Output",
     "Scores",
     "Started",
     "Timings",
+    "TokenLogprobs",
     "Tokens",
     "Usage",
     "Vectors",
@@ -48,16 +51,40 @@ class Started(Message, frozen=True, tag="started"):
     queue_ms: float = 0.0
 
 
+class Logprob(Message, frozen=True):
+    """A token's text and the natural logarithm of its probability. `raw`: its bytes, where they are not that text's."""
+
+    text: str
+    logprob: float
+    token_id: int = -1
+    raw: bytes = b""
+
+
+class TokenLogprobs(Message, frozen=True):
+    """A token of the text, and the likeliest ones at its place, likeliest first.
+
+    `chosen.logprob` of the first token of a prompt is 0 and `is_first` is set: nothing came before it.
+    """
+
+    chosen: Logprob
+    top: list[Logprob] = []
+    is_first: bool = False
+
+
 class Tokens(Message, frozen=True, tag="tokens"):
     """Generated text; `token_ids` is empty where the engine has none. Never empty text and no tokens.
 
-    `num_cached`, with an attempt's first piece: prompt tokens that the engine had in its cache.
+    `num_cached`, with an attempt's first piece: prompt tokens that the engine had in its cache. `logprobs`, where
+    asked for: one entry per token whose text this is. `is_prompt`: this is the prompt itself (`Generate.echo`); it is
+    not counted, and an attempt that resumes does not send it again.
     """
 
     text: str
     token_ids: list[int] = []
     num_tokens: int = 1
     num_cached: int = 0
+    logprobs: list[TokenLogprobs] = []
+    is_prompt: bool = False
 
 
 class Vectors(Message, frozen=True, tag="vectors"):
@@ -92,11 +119,15 @@ class Annotated(Message, frozen=True, tag="annotated"):
 
 
 class Completed(Message, frozen=True, tag="completed"):
-    """The last event of a request that succeeded. `finish_reason` is stop or length."""
+    """The last event of a request that succeeded. `finish_reason` is stop or length.
+
+    `stop_reason`: the stop string, or the id of the stop token, that ended it; None at the model's own end.
+    """
 
     finish_reason: str = "stop"
     usage: Usage = Usage()
     timings: Timings = Timings()
+    stop_reason: int | str | None = None
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -117,7 +148,22 @@ class Delta(Message, frozen=True):
     event: Event
 
 
-class Frame(Message, frozen=True):
-    """All deltas that one worker produced for one consumer in one turn of its event loop, in order."""
+class Answer(Message, frozen=True):
+    """What the scheduler makes of a submit: it holds the request, or refuses it with `error`.
 
-    deltas: list[Delta]
+    A request that was dispatched at once is not answered: its worker's `Started` says the same. `epoch` names the
+    scheduler's life.
+    """
+
+    request_id: str
+    attempt: int
+    scheduler_id: str = ""
+    epoch: str = ""
+    error: WireError | None = None
+
+
+class Frame(Message, frozen=True):
+    """All that one worker or scheduler has for one consumer in one turn of its event loop, in order."""
+
+    deltas: list[Delta] = []
+    answers: list[Answer] = []

@@ -13,10 +13,13 @@ __all__ = [
     "BATCH_CLASS",
     "Accepted",
     "Dispatch",
+    "Dispatches",
     "Lead",
     "Report",
     "ReportEvent",
+    "Reports",
     "Submit",
+    "Submits",
     "Targets",
     "WorkSize",
 ]
@@ -73,6 +76,14 @@ class Submit(Message, frozen=True):
     priority: int = 0
     targets: Targets = Targets()
     route: str = ""
+    budget_ms: int = 0
+    traceparent: str | None = None
+
+
+class Submits(Message, frozen=True):
+    """All that one consumer submits to one pool in one turn of its event loop, in order."""
+
+    submits: list[Submit]
 
 
 class Accepted(Message, frozen=True):
@@ -102,6 +113,14 @@ class Dispatch(Message, frozen=True):
     batch_size: int = 0
     slo_class: str = "interactive"
     targets: Targets = Targets()
+    budget_ms: int = 0
+    traceparent: str | None = None
+
+
+class Dispatches(Message, frozen=True):
+    """All that one scheduler dispatches to one worker in one turn of its event loop, in order."""
+
+    dispatches: list[Dispatch]
 
 
 class Lead(Message, frozen=True):
@@ -140,3 +159,9 @@ class Report(Message, frozen=True):
     elapsed_ms: float = 0.0
     error: WireError | None = None
     num_cached: int = 0
+
+
+class Reports(Message, frozen=True):
+    """All that one worker reports of one pool in one turn of its event loop, in order."""
+
+    reports: list[Report]

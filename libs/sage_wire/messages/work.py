@@ -12,12 +12,19 @@ __all__ = [
     "ChatMessage",
     "ChatPrompt",
     "Chunk",
+    "Detokenize",
+    "Detokenized",
     "Document",
     "Embed",
     "Generate",
+    "Grammar",
     "Hit",
     "Index",
     "Indexed",
+    "JsonObject",
+    "JsonSchema",
+    "OneOf",
+    "Pattern",
     "Rerank",
     "Resume",
     "Retrieve",
@@ -26,24 +33,60 @@ __all__ = [
     "Sampling",
     "Split",
     "SplitChunks",
+    "Structure",
     "TextPrompt",
+    "TokenBias",
     "TokenPrompt",
+    "Tokenize",
+    "Tokenized",
+    "ToolCall",
+    "ToolDefinition",
     "Work",
 ]
 
 
+class ToolDefinition(Message, frozen=True):
+    """A function that the model may call. `parameters` is its JSON Schema as JSON text; empty: it takes none."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
+class ToolCall(Message, frozen=True):
+    """A call that the model made in an earlier turn. `arguments` is what it wrote, JSON text as a rule."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(Message, frozen=True):
-    """One turn. `role` is system, developer, user, assistant or tool; `content` is plain text."""
+    """One turn. `role` is system, developer, user, assistant or tool; `content` is plain text.
+
+    Turns of an assistant may hold `tool_calls` and the `reasoning` before the answer; a tool's turn says which call
+    it answers.
+    """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 class ChatPrompt(Message, frozen=True, tag="chat"):
-    """Messages for the model's chat template."""
+    """Messages for the model's chat template, and the tools it should name.
+
+    `template_arguments` is a JSON object as text: further variables of the template, e.g. `{"reasoning_effort":
+    "low"}`. With `continues_last` the answer goes on in the last message, which is left open.
+    """
 
     messages: list[ChatMessage]
+    tools: list[ToolDefinition] = []
+    template_arguments: str = ""
+    continues_last: bool = False
 
 
 class TextPrompt(Message, frozen=True, tag="text"):
@@ -58,8 +101,19 @@ class TokenPrompt(Message, frozen=True, tag="tokens"):
     token_ids: list[int]
 
 
+class TokenBias(Message, frozen=True):
+    """What is added to one token's logit, -100 to 100."""
+
+    token_id: int
+    bias: float
+
+
 class Sampling(Message, frozen=True):
-    """Sampling parameters with OpenAI's names and ranges; None means the model's default."""
+    """Sampling parameters with OpenAI's names and ranges, and vLLM's beyond them; None means the model's default.
+
+    `logprobs`: how many of the likeliest tokens come with each generated one, which comes with its own in any case;
+    None: no log probabilities. `max_tokens` 0 generates nothing, which is of use with `Generate.echo`.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -68,6 +122,46 @@ class Sampling(Message, frozen=True):
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+    logit_bias: list[TokenBias] = []
+    logprobs: int | None = None
+
+
+class JsonSchema(Message, frozen=True, tag="json_schema"):
+    """The text is a JSON value that `schema`, JSON Schema as JSON text, allows."""
+
+    schema: str
+
+
+class JsonObject(Message, frozen=True, tag="json_object"):
+    """The text is some JSON object."""
+
+
+class Pattern(Message, frozen=True, tag="pattern"):
+    """The text matches a regular expression as a whole."""
+
+    regex: str
+
+
+class OneOf(Message, frozen=True, tag="one_of"):
+    """The text is one of these."""
+
+    options: list[str]
+
+
+class Grammar(Message, frozen=True, tag="grammar"):
+    """The text is a sentence of a context-free grammar in EBNF (GBNF or Lark, as the engine's backend reads it)."""
+
+    ebnf: str
+
+
+Structure = JsonSchema | JsonObject | Pattern | OneOf | Grammar
+"""What generated text must look like. Engines enforce it token by token; it is never asked for in words alone."""
 
 
 class Resume(Message, frozen=True):
@@ -79,20 +173,63 @@ class Resume(Message, frozen=True):
 
 
 class Generate(Message, frozen=True, tag="generate"):
-    """Generate text. Answered by `Tokens` events, then `Completed`."""
+    """Generate text. Answered by `Tokens` events, then `Completed`.
+
+    With `echo` the prompt's own text comes first, in `Tokens` with `is_prompt`, with its log probabilities where the
+    sampling asks for them.
+    """
 
     model: str
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     sampling: Sampling = Sampling()
     resume: Resume | None = None
+    structure: Structure | None = None
+    echo: bool = False
+
+
+class Tokenize(Message, frozen=True, tag="tokenize"):
+    """Tokenize a prompt as `Generate` or `Embed` would. Answered by `Tokenized`.
+
+    `adds_special_tokens` None: what the model's own way of reading such a prompt is.
+    """
+
+    model: str
+    prompt: ChatPrompt | TextPrompt
+    adds_special_tokens: bool | None = None
+    with_strings: bool = False
+
+
+class Tokenized(Message, frozen=True):
+    """The value of `Tokenize`'s `Output`. `strings` are the vocabulary's own spellings, where asked for."""
+
+    token_ids: list[int]
+    strings: list[str] = []
+
+
+class Detokenize(Message, frozen=True, tag="detokenize"):
+    """Turn token ids into text, special tokens included. Answered by `Detokenized`."""
+
+    model: str
+    token_ids: list[int]
+
+
+class Detokenized(Message, frozen=True):
+    """The value of `Detokenize`'s `Output`."""
+
+    text: str
 
 
 class Embed(Message, frozen=True, tag="embed"):
-    """Embed texts. Answered by `Vectors` events in order of `offset`, then `Completed`."""
+    """Embed texts. Answered by `Vectors` events in order of `offset`, then `Completed`.
+
+    Either `texts` or `token_ids` is given; the latter are ids of the served model's tokenizer, special tokens
+    included, one list per text.
+    """
 
     model: str
-    texts: list[str]
+    texts: list[str] = []
     dimensions: int | None = None
+    token_ids: list[list[int]] = []
 
 
 class Rerank(Message, frozen=True, tag="rerank"):
@@ -204,5 +341,5 @@ class RunPipeline(Message, frozen=True, tag="run_pipeline"):
     removed_sources: list[str] = []
 
 
-Work = Generate | Embed | Rerank | Split | Index | Retrieve | RunPipeline
+Work = Generate | Tokenize | Detokenize | Embed | Rerank | Split | Index | Retrieve | RunPipeline
 """Everything a worker can be asked to do."""
