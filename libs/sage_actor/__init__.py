@@ -1,6 +1,7 @@
 """The actor runtime: typed handlers, bounded mailbox, slots, budgets, cancel, restart, drain; roster; service main."""
 
 from sage_actor.actor import Actor, Presence
+from sage_actor.alarms import Alarms
 from sage_actor.calls import Call, current_call
 from sage_actor.context import ActorContext
 from sage_actor.handlers import handles
@@ -12,6 +13,7 @@ __all__ = [
     "Actor",
     "ActorContext",
     "ActorRuntime",
+    "Alarms",
     "Call",
     "ChangeKind",
     "Presence",

@@ -1,6 +1,7 @@
 """Where calls arrive and are served: headers in the callback, everything else in tasks bounded by slots.
 
-accept (bus callback)  header Sage-Cancel → end that call; mailbox full → Overloaded; else wait
+accept (bus callback)  immediate handler → run it; header Sage-Cancel → end that call; mailbox full → Overloaded;
+                       else wait
 pump                   oldest waiting call whose lane has a slot; spent budget → dropped unrun
 serve (one task)       decode body → handler under its budget → reply, error reply, or crash
 """
@@ -8,6 +9,7 @@ serve (one task)       decode body → handler under its budget → reply, error
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -106,6 +108,8 @@ class Desk:
         self._outcome = outcome
         self._target: object | None = None
         self._letters: dict[str, Letter] = {}
+        self._early: deque[tuple[Route, Received]] = deque()
+        self._max_early = max_waiting
         self._running: dict[asyncio.Task[None], Letter] = {}
         self._next_sweep = 0.0
         self._next_complaint = 0.0
@@ -132,6 +136,8 @@ class Desk:
     def attach(self, target: object) -> None:
         """Serve with `target` from now on, beginning with what waits."""
         self._target = target
+        while self._early and self._target is not None:
+            self._handle(*self._early.popleft(), self._target)
         self._pump()
 
     def detach(self) -> None:
@@ -143,7 +149,15 @@ class Desk:
         await self._idle.wait()
 
     def accept(self, route: Route, received: Received) -> None:
-        """Take a message from the bus: cancel, refuse or enqueue. Never waits, never raises."""
+        """Take a message from the bus: handle, cancel, refuse or enqueue. Never waits, never raises."""
+        if route.spec.is_immediate:
+            if self._target is not None:
+                self._handle(route, received, self._target)
+            elif len(self._early) < self._max_early:
+                self._early.append((route, received))
+            else:
+                _calls(route.spec.verb, "refused_overloaded").inc()
+            return
         cancelled = received.headers.get(CANCEL)
         if cancelled is not None:
             self._cancel(cancelled)
@@ -177,9 +191,29 @@ class Desk:
 
     def refuse_waiting(self, verdict: SageError) -> None:
         """Answer everything that waits with `verdict`."""
+        self._early.clear()
         for letter in self._mailbox.remove(lambda _: True):
             self._refuse(letter, verdict)
         self._note_idle()
+
+    def _handle(self, route: Route, received: Received, target: object) -> None:
+        """Run an immediate handler, to its end."""
+        spec = route.spec
+        started_at = self._clock.now()
+        outcome = "ok"
+        try:
+            getattr(target, spec.method)(decode(spec.request_type, received.payload))
+        except SageError as error:
+            outcome = error.code
+            log.warning("message_refused", verb=spec.verb, code=error.code, reason=error.message)
+        except Exception as error:  # the runtime's seam: a bug in a handler ends this life, not the process
+            outcome = "crashed"
+            log.error("handler_crashed", verb=spec.verb, exc_info=error)
+            self._outcome.crashed(error)
+        else:
+            self._outcome.succeeded()
+        _calls(spec.verb, outcome).inc()
+        _seconds(spec.verb).observe(self._clock.now() - started_at)
 
     def _pump(self) -> None:
         while self._target is not None and (taken := self._mailbox.take()) is not None:

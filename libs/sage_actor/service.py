@@ -18,6 +18,7 @@ import uvloop
 from sage_actor.actor import Actor
 from sage_actor.announcer import installed_version
 from sage_actor.context import ActorContext
+from sage_actor.garbage import settle_garbage_collector
 from sage_actor.help import build_parser
 from sage_actor.notify import notify, watchdog_interval
 from sage_actor.parent import die_with_parent
@@ -164,6 +165,7 @@ class _Service:
                 return EXIT_CLEAN
             stack.push_async_callback(runtime.stop, drain=False)
             await self._check_ready(runtime)
+            settle_garbage_collector()
             notify(f"READY=1\nSTATUS=ready as {self._actor_id}")
             interval = watchdog_interval()
             if interval is not None:

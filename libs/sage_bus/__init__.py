@@ -13,6 +13,7 @@ from sage_bus.bus import (
     Received,
     Subscription,
 )
+from sage_bus.gathering import Gathering
 from sage_bus.memory import MemoryBroker, MemoryBus
 from sage_bus.nats_bus import BusStatistics, NatsBus, connect
 from sage_bus.server_config import server_binary
@@ -24,6 +25,7 @@ __all__ = [
     "DeadLetter",
     "Entry",
     "Feed",
+    "Gathering",
     "Job",
     "JobQueue",
     "KeyValue",

@@ -1,6 +1,6 @@
 """The bus as everything above sees it. Two implementations pass one suite: `NatsBus` and `MemoryBus`.
 
-Rules that the types enforce: a subscription's callback is a plain function, so it can only enqueue; `publish`
+Rules that the types enforce: a subscription's callback is a plain function, so it cannot wait; `publish`
 never waits, it refuses; every wait has a timeout; payload and subject are checked before they reach a socket.
 """
 
@@ -85,8 +85,8 @@ class KeyValue(Protocol):
         """Return the entry, or None where the key is absent, deleted or expired."""
         ...
 
-    async def put(self, key: str, value: bytes) -> int:
-        """Write unconditionally; return the new revision."""
+    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
+        """Write unconditionally; return the new revision. `ttl`: this value lives that many seconds, 1 or more."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
@@ -116,11 +116,15 @@ class KeyValue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value at a revision; revisions of one bucket grow."""
+    """A value at a revision; revisions of one bucket grow.
+
+    `stored_at` is when the server stored it, in Unix seconds of the server's clock; a watch does not tell it (0.0).
+    """
 
     key: str
     value: bytes | None
     revision: int
+    stored_at: float = 0.0
 
 
 class Lease(Protocol):
@@ -231,13 +235,29 @@ class Bus(Protocol):
         ...
 
     def publish(
-        self, subject: str, payload: bytes, headers: Mapping[str, str] = NO_HEADERS, reply: str | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] = NO_HEADERS,
+        reply: str | None = None,
+        *,
+        max_wait: float | None = None,
+        unheard: Callable[[], None] | None = None,
     ) -> None:
         """Queue a message for sending; never waits.
 
-        Raises BusError for a bad subject, LimitExceeded for a body over `max_payload`, Overloaded where the
-        outbound queue is full, BusUnavailable after close. While disconnected, messages wait in the same bounded
-        queue. Delivery is not confirmed: prove it with `request`.
+        While disconnected, messages wait in a bounded queue; one that would wait for longer than `max_wait` seconds
+        is dropped instead: nobody wants it any more. `unheard` is called, once and later, where it was dropped so, or
+        where the server says that nobody listens on `subject`. Otherwise delivery is not confirmed: prove it with
+        `request`. Raises BusError for a bad subject, LimitExceeded for a body over `max_payload`, Overloaded where the
+        queue is full, BusUnavailable after close, ValueError where both `reply` and `unheard` are given.
+        """
+        ...
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once all that has arrived together was delivered; outside of that, in the next turn.
+
+        So what many messages bring about can leave as one, no later than without it.
         """
         ...
 
@@ -268,7 +288,7 @@ class Bus(Protocol):
     ) -> Subscription:
         """Call `callback` for every message on `subject` (wildcards allowed), in order, from the event loop.
 
-        Active at the server when this returns. `callback` must only enqueue; what it raises is counted, logged
+        Active at the server when this returns. `callback` must return at once; what it raises is counted, logged
         and never ends the subscription.
         """
         ...
@@ -277,8 +297,20 @@ class Bus(Protocol):
         """Call `listener(event, detail)` for every connection event from now on."""
         ...
 
-    async def key_value(self, bucket: str, *, ttl: float | None = None) -> KeyValue:
-        """Open a bucket, creating it where this role may; `ttl` is how long values live, in seconds."""
+    async def key_value(
+        self,
+        bucket: str,
+        *,
+        ttl: float | None = None,
+        is_durable: bool = True,
+        max_bytes: int | None = None,
+    ) -> KeyValue:
+        """Open a bucket, creating it where this role may; `ttl` is how long values live, in seconds.
+
+        What is not durable costs no disk write and is gone, bucket included, when the server restarts. A bucket with
+        `max_bytes` is a cache: once it holds that much, the oldest values make room for new ones. Opening it with
+        another size changes the size.
+        """
         ...
 
     async def acquire_lease(self, name: str, owner: str, *, ttl: float) -> Lease:

@@ -87,7 +87,6 @@ class Connection:
             max_outstanding_pings=2,
             connect_timeout=2,
         )
-        self._tasks.append(asyncio.create_task(self.outbound.run(), name="bus-writer"))
         self._tasks.append(asyncio.create_task(self._watch(), name="bus-watchdog"))
         for task in self._tasks:
             task.add_done_callback(self._on_task_done)
@@ -136,11 +135,48 @@ class Connection:
         block = encode_headers(headers) if headers else b""
         check_size(len(payload) + len(block), self.client.max_payload)
         command = publish_command(subject, reply, block, payload)
-        if is_wanted is None and BUDGET not in headers:
+        if self.outbound.is_direct:
+            if is_wanted is None or is_wanted():
+                self.outbound.write(command)
+        elif is_wanted is None and BUDGET not in headers:
             self.outbound.push(command)
         else:
             now = asyncio.get_running_loop().time()
             self.outbound.push(Postponed(command, subject, reply, payload, headers, now, is_wanted))
+
+    def send_or_tell(
+        self,
+        subject: bytes,
+        payload: bytes,
+        headers: Mapping[str, str],
+        reply: bytes,
+        max_wait: float | None,
+        unheard: Callable[[], None] | None,
+    ) -> None:
+        """See `Bus.publish`."""
+        loop = asyncio.get_running_loop()
+        if unheard is not None:
+            if reply:
+                raise ValueError("a message with a reply subject of its own cannot be told of as unheard")
+            reply = self.inbox.open_unheard(unheard, loop.time())
+        if max_wait is None:
+            is_wanted = None
+        else:
+            gives_up_at = loop.time() + max_wait
+
+            def is_wanted() -> bool:
+                if loop.time() <= gives_up_at:
+                    return True
+                if unheard is not None:
+                    self.inbox.close(reply)
+                    loop.call_soon(unheard)
+                return False
+
+        try:
+            self.send(subject, payload, headers, reply, is_wanted)
+        except SageError:
+            self.inbox.close(reply)
+            raise
 
     async def gather(
         self,

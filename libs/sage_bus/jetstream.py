@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 
@@ -58,6 +59,7 @@ class _Message(msgspec.Struct, frozen=True):
     seq: int
     data: str = ""
     hdrs: str = ""
+    time: str = ""
 
 
 class ApiAnswer(msgspec.Struct, frozen=True):
@@ -76,12 +78,13 @@ _decode = msgspec.json.Decoder(ApiAnswer).decode
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message as it lies in a stream."""
+    """A message as it lies in a stream; `stored_at` is in Unix seconds of the server's clock."""
 
     subject: str
     sequence: int
     payload: bytes
     headers: Mapping[str, str]
+    stored_at: float
 
 
 async def api(connection: Connection, subject: str, body: Mapping[str, object] | None = None) -> ApiAnswer:
@@ -138,6 +141,10 @@ async def ensure_stream(connection: Connection, name: str, config: Mapping[str, 
                 f"stream {name} has {key} = {found.get(key)!r}; SAGE needs {wanted!r}; another program made it, "
                 "or an older setting: remove it or use another name"
             )
+    if config.get("max_bytes") not in (None, found.get("max_bytes")):
+        changed = await api(connection, f"STREAM.UPDATE.{name}", {**found, "max_bytes": config["max_bytes"]})
+        if changed.error is not None:
+            raise ConfigurationError(f"stream {name}: {changed.error.description}")
 
 
 def _is_same(found: object, wanted: object) -> bool:
@@ -167,7 +174,13 @@ async def last_message(connection: Connection, stream: str, subject: str) -> Sto
     if found is None:
         return None
     headers = parse_headers(base64.b64decode(found.hdrs)) if found.hdrs else {}
-    return StoredMessage(found.subject, found.seq, base64.b64decode(found.data), headers)
+    return StoredMessage(
+        found.subject, found.seq, base64.b64decode(found.data), headers, _unix_seconds(found.time)
+    )
+
+
+def _unix_seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp() if time else 0.0
 
 
 async def last_sequence(connection: Connection, stream: str) -> int:
@@ -219,6 +232,7 @@ async def _list_page(
                 int(headers.get("Nats-Sequence", "0")),
                 answer.payload,
                 headers,
+                _unix_seconds(headers.get("Nats-Time-Stamp", "")),
             )
         )
     raise BusUnavailable(f"stream {stream} did not finish its answer within {API_SECONDS:g} s")

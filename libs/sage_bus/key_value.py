@@ -93,7 +93,7 @@ class Bucket:
     def entry(self, message: StoredMessage) -> Entry:
         """Return a stored message as an entry; the value of a deletion is None."""
         value = None if is_deletion(message.headers) else message.payload
-        return Entry(message.subject.removeprefix(self.prefix), value, message.sequence)
+        return Entry(message.subject.removeprefix(self.prefix), value, message.sequence, message.stored_at)
 
     async def list_all(self) -> dict[str, Entry]:
         """Return the last entry of every key, deletions included."""
@@ -112,9 +112,10 @@ class NatsKeyValue:
         found = await self._bucket.read(key)
         return None if found is None or is_deletion(found.headers) else self._bucket.entry(found)
 
-    async def put(self, key: str, value: bytes) -> int:
+    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
         """See `KeyValue.put`."""
-        return await self._bucket.write(key, value)
+        headers = NO_HEADERS if ttl is None else {TIME_TO_LIVE: str(math.ceil(ttl))}
+        return await self._bucket.write(key, value, headers)
 
     async def create(self, key: str, value: bytes) -> int:
         """See `KeyValue.create`."""
@@ -146,12 +147,22 @@ class NatsKeyValue:
         )
 
 
-async def open_bucket(connection: Connection, name: str, ttl: float | None) -> NatsKeyValue:
+async def open_bucket(
+    connection: Connection, name: str, ttl: float | None, *, is_durable: bool, max_bytes: int | None
+) -> NatsKeyValue:
     """Open a bucket, creating it where it is absent. Raises ConfigurationError, BadRequest, BusUnavailable."""
-    return NatsKeyValue(await ensure_bucket(connection, name, ttl))
+    bucket = await ensure_bucket(connection, name, ttl, is_durable=is_durable, max_bytes=max_bytes)
+    return NatsKeyValue(bucket)
 
 
-async def ensure_bucket(connection: Connection, name: str, ttl: float | None) -> Bucket:
+async def ensure_bucket(
+    connection: Connection,
+    name: str,
+    ttl: float | None,
+    *,
+    is_durable: bool = True,
+    max_bytes: int | None = None,
+) -> Bucket:
     """Like `open_bucket`, for the parts of this package."""
     if _BUCKET.fullmatch(name) is None:
         raise BadRequest(f"bucket name is {name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
@@ -161,7 +172,7 @@ async def ensure_bucket(connection: Connection, name: str, ttl: float | None) ->
         "subjects": [f"$KV.{name}.>"],
         "max_msgs_per_subject": 1,
         "discard": "new",
-        "storage": "file",
+        "storage": "file" if is_durable else "memory",
         "num_replicas": 1,
         "allow_direct": True,
         "allow_rollup_hdrs": True,
@@ -173,6 +184,8 @@ async def ensure_bucket(connection: Connection, name: str, ttl: float | None) ->
         # notices gaps. It needs no consumer, hence no right to create one.
         "republish": {"src": f"$KV.{name}.>", "dest": f"{subjects.bucket_changes(name)}.>"},
     }
+    if max_bytes is not None:
+        config |= {"max_bytes": max_bytes, "discard": "old"}
     if ttl is not None:
         config["max_age"] = int(ttl * 1e9)
     bucket = Bucket(connection, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -57,11 +58,28 @@ class _Waiting:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class MemoryBroker:
-    """The server's part: routes, queue groups, buckets, job streams. One event loop per broker."""
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """A message that waits to be sent; `token` is that of the request it asks."""
 
-    def __init__(self, *, max_payload: int = DEFAULT_MAX_PAYLOAD) -> None:
+    message: Received
+    token: str | None
+    queued_at: float
+    max_wait: float | None
+    unheard: Callable[[], None] | None
+
+
+class MemoryBroker:
+    """The server's part: routes, queue groups, buckets, job streams. One event loop per broker.
+
+    `wall` is the server's clock: Unix seconds, shown by the entries of buckets.
+    """
+
+    def __init__(
+        self, *, max_payload: int = DEFAULT_MAX_PAYLOAD, wall: Callable[[], float] = time.time
+    ) -> None:
         self.max_payload = max_payload
+        self._wall = wall
         self.routes: RoutingTable[_Subscriber] = RoutingTable()
         self.buckets: dict[str, MemoryBucket] = {}
         self.jobs: dict[str, MemoryJobs] = {}
@@ -73,7 +91,7 @@ class MemoryBroker:
     def bucket(self, name: str, ttl: float | None = None) -> MemoryBucket:
         """Return the bucket, created at first use."""
         if name not in self.buckets:
-            self.buckets[name] = MemoryBucket(name, ttl)
+            self.buckets[name] = MemoryBucket(name, ttl, wall=self._wall)
         return self.buckets[name]
 
     def deliver(self, message: Received) -> bool:
@@ -106,7 +124,7 @@ class MemoryBus:
         self._max_outbound = max_outbound
         self._inbox = f"_INBOX_{new_id()}"
         self._waiting: dict[str, _Waiting] = {}
-        self._outbound: deque[tuple[Received, str | None, float]] = deque()
+        self._outbound: deque[_Outgoing] = deque()
         self._is_flush_due = False
         self._listeners: list[Callable[[BusEvent, str], None]] = []
         self._is_closed = False
@@ -125,10 +143,23 @@ class MemoryBus:
         return self._is_connected and not self._is_closed
 
     def publish(
-        self, subject: str, payload: bytes, headers: Mapping[str, str] = NO_HEADERS, reply: str | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] = NO_HEADERS,
+        reply: str | None = None,
+        *,
+        max_wait: float | None = None,
+        unheard: Callable[[], None] | None = None,
     ) -> None:
         """See `Bus.publish`."""
-        self._enqueue(subject, payload, headers, reply, None)
+        if reply is not None and unheard is not None:
+            raise ValueError("a message with a reply subject of its own cannot be told of as unheard")
+        self._enqueue(subject, payload, headers, reply, None, max_wait, unheard)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """See `Bus.soon`."""
+        asyncio.get_running_loop().call_soon(callback)
 
     def _enqueue(
         self,
@@ -137,6 +168,8 @@ class MemoryBus:
         headers: Mapping[str, str],
         reply: str | None,
         token: str | None,
+        max_wait: float | None = None,
+        unheard: Callable[[], None] | None = None,
     ) -> None:
         if self._is_closed:
             raise BusUnavailable("the bus is closed")
@@ -148,7 +181,8 @@ class MemoryBus:
             raise Overloaded(f"{self._max_outbound} messages wait to be sent", retry_after=0.1)
         checked_reply = reply if reply is not None and is_inbox(reply) else None
         message = Received(subject, bytes(payload), dict(headers), checked_reply)
-        self._outbound.append((message, token, asyncio.get_running_loop().time()))
+        queued_at = asyncio.get_running_loop().time()
+        self._outbound.append(_Outgoing(message, token, queued_at, max_wait, unheard))
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -163,12 +197,19 @@ class MemoryBus:
         for _ in range(len(self._outbound)):
             if not self._is_connected or not self._outbound:
                 return
-            message, token, queued_at = self._outbound.popleft()
-            headers = age_headers(message.headers, asyncio.get_running_loop().time() - queued_at)
+            outgoing = self._outbound.popleft()
+            message, token = outgoing.message, outgoing.token
+            waited = asyncio.get_running_loop().time() - outgoing.queued_at
+            headers = age_headers(message.headers, waited)
             if headers is None or (token is not None and token not in self._waiting):
                 continue  # its caller has gone; a late request must not run
             message = replace(message, headers=headers)
-            if not self.broker.deliver(message) and token is not None:
+            is_in_time = outgoing.max_wait is None or waited <= outgoing.max_wait
+            if is_in_time and self.broker.deliver(message):
+                continue
+            if outgoing.unheard is not None:
+                asyncio.get_running_loop().call_soon(outgoing.unheard)
+            if token is not None:
                 waiting = self._waiting[token]
                 waiting.is_unheard = True
                 waiting.done.set()
@@ -259,10 +300,19 @@ class MemoryBus:
         for listener in tuple(self._listeners):
             listener(event, detail)
 
-    async def key_value(self, bucket: str, *, ttl: float | None = None) -> MemoryKeyValue:
+    async def key_value(
+        self,
+        bucket: str,
+        *,
+        ttl: float | None = None,
+        is_durable: bool = True,  # noqa: ARG002 - nothing here outlives the process
+        max_bytes: int | None = None,
+    ) -> MemoryKeyValue:
         """See `Bus.key_value`."""
         self._check_open()
-        return MemoryKeyValue(self.broker.bucket(bucket, ttl), self._check_connected)
+        found = self.broker.bucket(bucket, ttl)
+        found.max_bytes = max_bytes
+        return MemoryKeyValue(found, self._check_connected)
 
     async def acquire_lease(self, name: str, owner: str, *, ttl: float) -> MemoryLease:
         """See `Bus.acquire_lease`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ class MemoryBucket:
 
     name: str
     ttl: float | None = None
+    max_bytes: int | None = None
+    wall: Callable[[], float] = time.time
     revision: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
     expiries: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
@@ -31,10 +34,10 @@ class MemoryBucket:
         timer = self.expiries.pop(key, None)
         if timer is not None:
             timer.cancel()
-        entry = Entry(key, value, self.revision)
-        if value is None:
-            self.entries.pop(key, None)
-        else:
+        entry = Entry(key, value, self.revision, self.wall())
+        self.entries.pop(key, None)
+        if value is not None:
+            self._make_room(len(value))
             self.entries[key] = entry
             lifetime = ttl if ttl is not None else self.ttl
             if lifetime is not None:
@@ -43,6 +46,12 @@ class MemoryBucket:
         for watcher in self.watchers:
             watcher.push(entry)
         return self.revision
+
+    def _make_room(self, num_bytes: int) -> None:
+        # Entries lie in the order of their revisions.
+        held = sum(len(entry.value or b"") for entry in self.entries.values()) + num_bytes
+        while self.max_bytes is not None and held > self.max_bytes and self.entries:
+            held -= len(self.entries.pop(next(iter(self.entries))).value or b"")
 
     def compare_and_write(
         self, key: str, value: bytes | None, revision: int, ttl: float | None = None
@@ -67,10 +76,10 @@ class MemoryKeyValue:
         self._check(key)
         return self._bucket.entries.get(key)
 
-    async def put(self, key: str, value: bytes) -> int:
+    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
         """See `KeyValue.put`."""
         self._check(key)
-        return self._bucket.write(key, bytes(value))
+        return self._bucket.write(key, bytes(value), ttl)
 
     async def create(self, key: str, value: bytes) -> int:
         """See `KeyValue.create`."""

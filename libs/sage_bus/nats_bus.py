@@ -91,12 +91,26 @@ class NatsBus:
         )
 
     def publish(
-        self, subject: str, payload: bytes, headers: Mapping[str, str] = NO_HEADERS, reply: str | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] = NO_HEADERS,
+        reply: str | None = None,
+        *,
+        max_wait: float | None = None,
+        unheard: Callable[[], None] | None = None,
     ) -> None:
         """See `Bus.publish`."""
-        self._connection.send(
-            check_target(subject), payload, headers, check_target(reply) if reply is not None else b""
-        )
+        target = check_target(subject)
+        answer_on = check_target(reply) if reply is not None else b""
+        if max_wait is None and unheard is None:
+            self._connection.send(target, payload, headers, answer_on)
+        else:
+            self._connection.send_or_tell(target, payload, headers, answer_on, max_wait, unheard)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """See `Bus.soon`."""
+        self._connection.client.soon(callback)
 
     async def request(
         self, subject: str, payload: bytes, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS
@@ -139,9 +153,16 @@ class NatsBus:
         """See `Bus.on_event`."""
         self._connection.add_listener(listener)
 
-    async def key_value(self, bucket: str, *, ttl: float | None = None) -> NatsKeyValue:
+    async def key_value(
+        self,
+        bucket: str,
+        *,
+        ttl: float | None = None,
+        is_durable: bool = True,
+        max_bytes: int | None = None,
+    ) -> NatsKeyValue:
         """See `Bus.key_value`."""
-        return await open_bucket(self._connection, bucket, ttl)
+        return await open_bucket(self._connection, bucket, ttl, is_durable=is_durable, max_bytes=max_bytes)
 
     async def acquire_lease(self, name: str, owner: str, *, ttl: float) -> NatsLease:
         """See `Bus.acquire_lease`."""

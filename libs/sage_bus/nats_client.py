@@ -1,21 +1,26 @@
 """nats-py with its hot path replaced. The only module that touches nats-py's internals (2.16).
 
-What stays nats-py's: server pool, handshake, TLS, nkeys, replaying subscriptions after a reconnect. What is
-ours: incoming messages go straight to a plain function (no queue that overflows, no task per subscription that a
-`CancelledError` ends), a late PONG cannot end the read loop, and a transport can be aborted.
+What stays nats-py's: server pool, handshake, nkeys, replaying subscriptions after a reconnect. What is ours: the
+socket and the parser, so that incoming messages go straight to a plain function (no queue that overflows, no task per
+subscription that a `CancelledError` ends), a late PONG cannot end the read loop, and a transport can be aborted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
+
+from sage_bus.protocol import Parser
+from sage_bus.socket import Socket
+from sage_core import BusError
 
 __all__ = ["Handler", "NatsClient"]
 
@@ -24,56 +29,8 @@ log = structlog.get_logger("sage_bus")
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 """Takes subject, reply (empty for none), payload and header block (empty for none)."""
 
-_READ_BYTES = 64 * 1024
 _PING = b"PING\r\n"
-
-
-class _Transport(TcpTransport):
-    """Counts what arrives, so that silence shows, and can be aborted, so that a frozen peer cannot hold it."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.num_reads = 0
-        self.num_connects = 0
-
-    def write(self, payload: bytes) -> None:
-        self._io_writer.write(payload)  # type: ignore[union-attr] # only called once connected
-
-    async def drain(self) -> None:
-        await self._io_writer.drain()  # type: ignore[union-attr] # only called once connected
-
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        del buffer_size
-        await super().connect(uri, _READ_BYTES, connect_timeout)
-        self.num_connects += 1
-
-    async def read(self, buffer_size: int) -> bytes:
-        del buffer_size
-        data: bytes = await super().read(_READ_BYTES)
-        self.num_reads += 1
-        return data
-
-    @property
-    def activity(self) -> tuple[int, int]:
-        """Changes with every connection made and every read that returned."""
-        return self.num_connects, self.num_reads
-
-    @property
-    def is_open(self) -> bool:
-        return self._io_writer is not None and not self._io_writer.is_closing()
-
-    @property
-    def is_encrypted(self) -> bool:
-        return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
-
-    def abort(self) -> None:
-        """Drop the socket without waiting for unsent bytes; `close` would wait for a frozen peer for ever."""
-        if self._io_writer is not None:
-            self._io_writer.transport.abort()
-
-    def __bool__(self) -> bool:
-        # nats-py replaces a transport that is false with one of its own.
-        return True
+_PONG = b"PONG\r\n"
 
 
 class NatsClient(Client):
@@ -81,10 +38,13 @@ class NatsClient(Client):
 
     def __init__(self, *, requires_tls: bool) -> None:
         super().__init__()
-        self.socket = _Transport()
+        self.socket = Socket()
         self._transport = self.socket
         self._requires_tls = requires_tls
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[bytes, Handler] = {}
+        self._num_lines = 0
+        self._is_delivering = False
+        self._afterwards: list[Callable[[], None]] = []
         self.num_callback_errors = 0
 
     @property
@@ -125,13 +85,13 @@ class NatsClient(Client):
         sid = self._sid
         # Never started: nats-py keeps it only to send SUB again after a reconnect.
         self._subs[sid] = Subscription(self, sid, subject, queue=queue)
-        self._handlers[sid] = handler
+        self._handlers[b"%d" % sid] = handler
         return sid, f"SUB {subject} {queue} {sid}\r\n".encode("ascii")
 
     def unregister(self, sid: int) -> bytes:
         """Stop calling the handler at once; return the command to send."""
         self._subs.pop(sid, None)
-        self._handlers.pop(sid, None)
+        self._handlers.pop(b"%d" % sid, None)
         return self.unsubscribe_command(sid)
 
     def unsubscribe_command(self, sid: int) -> bytes:
@@ -139,26 +99,70 @@ class NatsClient(Client):
         return b"UNSUB %d\r\n" % sid
 
     def write(self, chunk: bytes) -> None:
-        """Hand bytes to the socket; only where `can_write`."""
+        """Hand bytes to the socket; only where `can_write`. They leave with this turn of the event loop."""
         self.socket.write(chunk)
-
-    async def drain(self) -> None:
-        """Wait until the socket takes more. Raises OSError where the connection is lost."""
-        await self.socket.drain()
 
     def ping(self, answered: asyncio.Future[Any]) -> None:
         """Write PING after everything written so far; `answered` gets its result with the PONG."""
         self._pongs.append(answered)
         self.socket.write(_PING)
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> None:
+    async def _read_loop(self) -> None:
+        """Have the socket's own callback parse what arrives; here, wait for what takes waiting, and for the end."""
+        lines: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self._num_lines = 0
+        parser = Parser(self._on_message, partial(self._on_line, lines))
+
+        def receive(data: bytes) -> None:
+            self._is_delivering = True
+            try:
+                parser.feed(data)
+            except BusError as error:
+                lines.put_nowait(error)
+            finally:
+                self._is_delivering = False
+                self._call_afterwards()
+
+        async def end() -> None:
+            error = await self.socket.ended()
+            lines.put_nowait(errors.UnexpectedEOF() if error is None else error)
+
+        self.socket.receive_with(receive)
+        ending = asyncio.create_task(end(), name="bus-connection-end")
+        try:
+            while isinstance(line := await lines.get(), bytes):
+                await self._process_line(line)
+                self._num_lines -= 1
+        finally:
+            ending.cancel()
+        if isinstance(line, errors.UnexpectedEOF):
+            await self._error_cb(line)
+        await self._process_op_err(line)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """See `Bus.soon`."""
+        if self._is_delivering:
+            self._afterwards.append(callback)
+        else:
+            asyncio.get_running_loop().call_soon(callback)
+
+    def _call_afterwards(self) -> None:
+        callbacks, self._afterwards = self._afterwards, []
+        for callback in callbacks:
+            try:
+                callback()
+            except (
+                Exception
+            ):  # a bug of one must not cost the others their call, nor this connection its reader
+                self.num_callback_errors += 1
+                log.exception("bus_callback_failed")
+
+    def _on_message(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, block: bytes) -> None:
         handler = self._handlers.get(sid)
         if handler is None:
             return
         try:
-            handler(subject, reply, data, headers or b"")
+            handler(subject, reply, payload, block)
         except (Exception, asyncio.CancelledError):
             self.num_callback_errors += 1
             # The 1st, 2nd, 4th, 8th …: a traceback per message would stop everything else.
@@ -169,13 +173,35 @@ class NatsClient(Client):
                     num_errors=self.num_callback_errors,
                 )
 
-    async def _process_pong(self) -> None:
-        # nats-py sets a result on a future that a timeout has cancelled; that raises and ends the read loop.
+    def _on_line(self, lines: asyncio.Queue[bytes | Exception], line: bytes) -> None:
+        verb = line[:4].upper()
+        if verb == b"PING":
+            self.socket.write(_PONG)
+        elif verb == b"PONG" and not self._num_lines:
+            self._on_pong()
+        elif verb[:3] != b"+OK":
+            # A PONG says that all before it was processed, so it does not overtake an error.
+            self._num_lines += 1
+            lines.put_nowait(line)
+
+    def _on_pong(self) -> None:
+        self._pings_outstanding = 0
         if self._pongs:
             answered = self._pongs.pop(0)
+            # A timeout may have cancelled it meanwhile.
             if not answered.done():
                 answered.set_result(True)
-        self._pings_outstanding = 0
+
+    async def _process_line(self, line: bytes) -> None:
+        verb, _, rest = line.partition(b" ")
+        if verb.upper() == b"PONG":
+            self._on_pong()
+        elif verb.upper() == b"INFO":
+            await self._process_info(json.loads(rest))
+        elif verb.upper() == b"-ERR":
+            await self._process_err(rest.strip(b" '").decode("utf-8", "replace").lower())
+        else:
+            log.warning("bus_line_unknown", line=line[:64].decode("ascii", "replace"))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)

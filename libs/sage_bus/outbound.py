@@ -1,7 +1,7 @@
-"""The bounded outbound queue and its one writer: publishing never waits, and nothing is sent unasked.
+"""What leaves: to the socket at once, or into a bounded queue. Publishing never waits, and nothing is sent unasked.
 
-nats-py's own `publish` waits on a full buffer and swallows cancellation there, so none of it is used: commands
-are written to the socket here, as many as there are per turn, and wait here while there is no connection.
+nats-py's own `publish` waits on a full buffer and swallows cancellation there, so none of it is used. A task that wrote
+what was queued cost every message a turn of the event loop; uvloop joins what one turn writes anyway.
 """
 
 from __future__ import annotations
@@ -66,21 +66,32 @@ _Entry = bytes | Postponed | asyncio.Future[bool]
 
 
 class Outbound:
-    """Commands in the order they were pushed. `run` is the writer; it lives as long as the bus."""
+    """What is published goes to the socket at once; where there is none, or a full one, it waits here, in order."""
 
     def __init__(self, client: NatsClient, *, max_messages: int, max_bytes: int) -> None:
         self._client = client
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._entries: deque[_Entry] = deque()
-        self._wake = asyncio.Event()
-        self._connected = asyncio.Event()
+        self._is_scheduled = False
         self.num_bytes = 0
         self.num_refused = 0
         self.is_closed = False
+        client.socket.on_writable = self.resume
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def is_direct(self) -> bool:
+        """True where `write` may be called: nothing waits, and the socket takes more."""
+        return not self._entries and self._client.can_write and not self._client.socket.is_full
+
+    def write(self, command: bytes) -> None:
+        """Send a command now; only where `is_direct`. Raises BusUnavailable after the end."""
+        if self.is_closed:
+            raise BusUnavailable("the bus is closed")
+        self._client.write(command)
 
     def push(self, entry: bytes | Postponed) -> None:
         """Queue a message. Raises Overloaded where the queue is full and BusUnavailable after the end."""
@@ -97,39 +108,38 @@ class Outbound:
         self._append(entry)
 
     def push_command(self, command: bytes) -> None:
-        """Queue a SUB or UNSUB, which is never refused."""
-        self.num_bytes += len(command)
-        self._append(command)
+        """Send a SUB or UNSUB, or queue it; it is never refused."""
+        if self.is_direct:
+            self._client.write(command)
+        else:
+            self.num_bytes += len(command)
+            self._append(command)
 
     def push_ping(self, answered: asyncio.Future[bool]) -> None:
-        """Queue a PING; `answered` gets its result once the server has processed everything before it."""
-        self._append(answered)
+        """Send a PING, or queue it; `answered` gets its result once the server has processed everything before it."""
+        if self.is_direct:
+            self._client.ping(answered)
+        else:
+            self._append(answered)
+
+    def resume(self) -> None:
+        """Write again: the connection is up, or the socket takes more."""
+        if self._entries and not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._write_queued)
 
     def _append(self, entry: _Entry) -> None:
         self._entries.append(entry)
-        self._wake.set()
+        if self._client.can_write and not self._client.socket.is_full:
+            self.resume()
 
-    def resume(self) -> None:
-        """Write again: the connection is up."""
-        self._connected.set()
-
-    async def run(self) -> None:
-        """Write what is queued, for ever."""
-        while True:
-            if not self._entries:
-                self._wake.clear()
-                await self._wake.wait()
-            if not self._client.can_write:
-                self._connected.clear()
-                await self._connected.wait()
-                continue
+    def _write_queued(self) -> None:
+        """Write a part of what waits, as a full queue must not keep the event loop for itself; then go on."""
+        self._is_scheduled = False
+        if self._client.can_write and not self._client.socket.is_full and not self.is_closed:
             self._write_some()
-            try:
-                await self._client.drain()
-            except OSError:
-                continue  # lost: what was written may or may not have arrived, as with any broken socket
-            if self._entries:
-                await asyncio.sleep(0)  # a full queue must not keep the event loop for itself
+            if not self._client.socket.is_full:
+                self.resume()
 
     def _write_some(self) -> None:
         entries = self._entries

@@ -187,15 +187,14 @@ class JobPuller:
             "idle_heartbeat": int(_HEARTBEAT_SECONDS * 1e9),
         }
         pull.sid, inbox = self._connection.listen(handle)
+        self._pulls.append(pull)
         try:
             # Only while this pull still counts: one that waited for a reconnect has been replaced.
             self._connection.send(
                 self._next, msgspec.json.encode(body), reply=inbox, is_wanted=lambda: pull in self._pulls
             )
         except (Overloaded, BusUnavailable):
-            self._connection.unsubscribe(pull.sid)
-            return
-        self._pulls.append(pull)
+            self._finish(pull)
 
     def _retire(self, pull: _Pull) -> None:
         """Count on it no more, but keep listening: what it still brings would else wait for its ack wait."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from sage_bus.bus import NO_HEADERS, Received
 from sage_bus.checks import is_inbox
@@ -13,6 +15,10 @@ from sage_bus.nats_client import Handler
 from sage_core import BusError, SageError
 
 __all__ = ["Answer", "Answers", "ReplyInbox", "received"]
+
+NO_RESPONDERS: Final = "503"
+UNHEARD_SECONDS: Final = 5.0
+"""How long the server may take to say that nobody listens, with the time a message may wait for a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Answers:
         if self.done.done():
             return
         status = header_status(block)
-        if status.startswith("503") and not payload:
+        if status.startswith(NO_RESPONDERS) and not payload:
             self.is_unheard = True
             self.finish()
             return
@@ -112,6 +118,7 @@ class ReplyInbox:
         self._next = 0
         self._handlers: dict[bytes, Handler] = {}
         self._answers: dict[bytes, Answers] = {}
+        self._unheard: deque[tuple[float, bytes]] = deque()
 
     def open(self, handler: Handler) -> bytes:
         """Return a new reply subject that leads to `handler` until it is closed."""
@@ -124,6 +131,24 @@ class ReplyInbox:
         """Return a new reply subject outside the wildcard, for a subscription of its own."""
         self._next += 1
         return f"{self.prefix}.own.{self._next:x}"
+
+    def open_unheard(self, unheard: Callable[[], None], now: float) -> bytes:
+        """Return a new reply subject; `unheard` is called where the server answers there that nobody listens.
+
+        It is closed by that, or with one that is opened a few seconds later: a silent server says nothing more.
+        """
+
+        def handle(subject: bytes, reply: bytes, payload: bytes, block: bytes) -> None:
+            del reply
+            if not payload and header_status(block).startswith(NO_RESPONDERS):
+                self.close(subject)
+                unheard()
+
+        while self._unheard and self._unheard[0][0] < now - UNHEARD_SECONDS:
+            self.close(self._unheard.popleft()[1])
+        subject = self.open(handle)
+        self._unheard.append((now, subject))
+        return subject
 
     def open_answers(self, answers: Answers) -> bytes:
         """Like `open`, for a request that a permission error or the end of the connection must wake."""

@@ -3,6 +3,7 @@
 from sage_client.catalog import AUTO, resolve_pool, served_models
 from sage_client.client import ChatResult, Messages, SamplingOptions, UnifiedInferenceClient
 from sage_client.jobs import FINAL_STATUSES, JobClient
+from sage_client.open_request import OpenRequest, RequestSink
 from sage_client.request_port import RequestPort
 from sage_client.request_state import RequestState, RetryRules
 from sage_client.request_stream import RequestStream
@@ -15,7 +16,9 @@ __all__ = [
     "ChatResult",
     "JobClient",
     "Messages",
+    "OpenRequest",
     "RequestPort",
+    "RequestSink",
     "RequestState",
     "RequestStream",
     "RetryRules",

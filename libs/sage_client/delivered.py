@@ -52,7 +52,11 @@ def delivered_for(work: Work) -> Delivered:
 
 
 class _DeliveredText:
-    """Text and token ids, in order; a further attempt continues after them."""
+    """Text and token ids, in order; a further attempt continues after them.
+
+    Pieces of an echoed prompt are no part of that. An attempt that continues generated text does not send them; one
+    that begins again sends them all, cut at the same places, and those that were delivered are dropped.
+    """
 
     is_resumable = True
 
@@ -62,23 +66,28 @@ class _DeliveredText:
         self._token_ids: list[int] = []
         self._num_tokens = 0
         self._has_all_ids = True
+        self._num_prompt_pieces = 0
+        self._num_repeated = 0
 
     @property
     def is_empty(self) -> bool:
-        return not self._texts
+        return not (self._texts or self._num_prompt_pieces)
 
     def accept(self, event: Event) -> Event | None:
         if type(event) is Tokens:
+            if event.is_prompt:
+                return self._accept_prompt(event)
             self._texts.append(event.text)
             self._num_tokens += event.num_tokens
             if event.token_ids:
                 self._token_ids += event.token_ids
-            else:
+            elif event.num_tokens:
                 self._has_all_ids = False
         return event
 
     def next_work(self) -> Work:
-        if self.is_empty:
+        if not self._texts:
+            self._num_repeated = self._num_prompt_pieces
             return self._work
         before = self._work.resume or Resume()
         # Ids are of use to an engine only where they stand for all of the text.
@@ -89,6 +98,13 @@ class _DeliveredText:
             num_tokens=before.num_tokens + self._num_tokens,
         )
         return msgspec.structs.replace(self._work, resume=resume)
+
+    def _accept_prompt(self, event: Tokens) -> Tokens | None:
+        if self._num_repeated:
+            self._num_repeated -= 1
+            return None
+        self._num_prompt_pieces += 1
+        return event
 
 
 class _DeliveredVectors:

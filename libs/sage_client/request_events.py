@@ -1,11 +1,14 @@
-"""What happens to a request at its consumer, and what the consumer must do about it: the two closed sets."""
+"""What happens to a request at its consumer, and what the consumer must do about it: the two closed sets.
+
+Structs rather than dataclasses: a frozen dataclass takes five times as long to make.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sage_core import SageError
-from sage_wire.messages import Accepted, Delta, Event, Work
+from sage_wire.messages import Delta, Event, Work
 
 __all__ = [
     "Answered",
@@ -27,64 +30,55 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True, gc=False):
     """The first event: submit it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The scheduler took `attempt`."""
+class Answered(msgspec.Struct, frozen=True, gc=False):
+    """A scheduler holds `attempt`."""
 
     attempt: int
-    accepted: Accepted
+    scheduler_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The scheduler did not take `attempt`, or gave no answer (`Unavailable`)."""
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """The scheduler did not take `attempt`, or there is none (`Unavailable`)."""
 
     attempt: int
     error: SageError
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderCancelled:
+class ReaderCancelled(msgspec.Struct, frozen=True, gc=False):
     """The reader no longer wants it."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
+class WorkerGone(msgspec.Struct, frozen=True, gc=False):
     """A worker left. `is_lost`: without a word; else its last frames may still be on the way."""
 
     worker_id: str
     is_lost: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerListed:
+class WorkerListed(msgspec.Struct, frozen=True, gc=False):
     """Answers `Probe`: whether the worker's last announcement lists the attempt; None where nobody knows."""
 
     worker_id: str
     is_held: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerGone:
+class SchedulerGone(msgspec.Struct, frozen=True, gc=False):
     """A scheduler's life ended; what it held and had not started is gone."""
 
     scheduler_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resynchronised:
+class Resynchronised(msgspec.Struct, frozen=True, gc=False):
     """The bus is back after a gap in which messages were lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
+class Timer(msgspec.Struct, frozen=True, gc=False):
     """The time asked for by `SetTimer` has come."""
 
 
@@ -102,16 +96,14 @@ Input = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SendSubmit:
-    """Ask the pool's scheduler for `attempt`; answer with `Answered` or `Refused`."""
+class SendSubmit(msgspec.Struct, frozen=True, gc=False):
+    """Submit `attempt` to the pool's scheduler: the first time, or again as no word came. It may be there already."""
 
     attempt: int
     work: Work
 
 
-@dataclass(frozen=True, slots=True)
-class SendCancel:
+class SendCancel(msgspec.Struct, frozen=True, gc=False):
     """Tell the pool's scheduler, and the worker where it is known. `attempt` None means all of them."""
 
     attempt: int | None
@@ -119,22 +111,19 @@ class SendCancel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True, gc=False):
     """Send `Timer` at `at`; replaces the earlier timer."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True, gc=False):
     """Find out whether the worker still holds the current attempt; answer with `WorkerListed`."""
 
     worker_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """The end. None after `Completed`; else what the reader gets raised."""
 
     error: SageError | None

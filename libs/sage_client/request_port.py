@@ -6,17 +6,17 @@ in order costs two dictionary look-ups and no task.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 import structlog
 
-from sage_actor import ChangeKind, Roster, RosterChange
-from sage_bus import Bus, BusEvent, Received, Subscription
+from sage_actor import Alarms, ChangeKind, Roster, RosterChange
+from sage_bus import Bus, BusEvent, Gathering, Received, Subscription
+from sage_client.open_request import OpenRequest, RequestSink, Terms
 from sage_client.request_events import (
     Answered,
     Command,
@@ -43,7 +43,6 @@ from sage_core import (
     Budget,
     Clock,
     Conflict,
-    DeadlineExceeded,
     NotFound,
     SageError,
     SystemClock,
@@ -51,44 +50,31 @@ from sage_core import (
     new_id,
 )
 from sage_telemetry import current_traceparent
-from sage_wire import CallHeaders, decode, encode, raw, subjects
-from sage_wire.headers import ERROR
-from sage_wire.messages import Accepted, Cancel, Delta, Frame, Started, Submit, Targets, WireError, Work
+from sage_wire import decode, encode, raw, subjects
+from sage_wire.messages import Answer, Cancel, Delta, Event, Frame, Started, Submit, Targets, Work
 
 __all__ = ["RequestPort"]
 
-ANSWER_SECONDS: Final = 2.0
-"""How long a scheduler may take to say that it holds a request."""
+SUBMIT_WAIT: Final = 0.5
+"""Seconds that a submit may wait for a connection: after that its budget would be wrong, and it is made anew."""
 
 _CLASS_TARGETS: Final = Targets()
+_Sent = tuple[str, int]
+"""The id of a request and the attempt that was submitted. The id alone: the bus keeps it for seconds after the end."""
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Open:
-    """A request without its end: the reader's side, how it is submitted, and what waits for it."""
+class _Nobody:
+    """The sink of a request that has ended."""
 
-    stream: RequestStream
-    tenant: str
-    slo_class: str
-    priority: int
-    targets: Targets
-    route: str
-    opened_at: float
-    traceparent: str | None
-    worker_id: str | None = None
-    timer: asyncio.TimerHandle | None = None
-    ask: asyncio.Task[None] | None = None
+    def deliver(self, events: list[Event]) -> None:
+        """Nothing comes any more."""
 
-    def stop_timer(self) -> None:
-        timer, self.timer = self.timer, None
-        if timer is not None:
-            timer.cancel()
+    def finish(self, error: SageError | None) -> None:
+        """Nothing comes any more."""
 
-    def stop_asking(self) -> None:
-        ask, self.ask = self.ask, None
-        if ask is not None and ask is not asyncio.current_task():
-            ask.cancel()
+
+_NOBODY: Final = _Nobody()
 
 
 class RequestPort:
@@ -118,11 +104,20 @@ class RequestPort:
         self._jitter = jitter
         self._reply_to = subjects.frames(self.consumer_id)
         self._subscription: Subscription | None = None
-        self._streams: dict[str, _Open] = {}
-        self._by_worker: dict[str, dict[str, _Open]] = {}
+        self._requests: dict[str, OpenRequest] = {}
+        self._by_worker: dict[str, dict[str, OpenRequest]] = {}
+        self._known_pools: set[str] = set()
         self._started_at = 0.0
         self._leave_roster: Callable[[], None] = lambda: None
-        self._asks: set[asyncio.Task[None]] = set()
+        self._submits = Gathering[_Sent](
+            bus,
+            "submits",
+            refused=self._on_refused,
+            unheard=self._on_unheard,
+            is_wanted=self._is_awaited,
+            max_wait=SUBMIT_WAIT,
+        )
+        self._alarms = Alarms[OpenRequest](self._clock, self._on_alarm)
         self._execute: dict[type, Callable[..., None]] = {
             SendSubmit: self._send_submit,
             SendCancel: self._send_cancel,
@@ -141,18 +136,18 @@ class RequestPort:
 
     async def close(self) -> None:
         """Cancel every open request, stop listening. Idempotent."""
-        for opened in list(self._streams.values()):
-            opened.stream.cancel("the consumer is closing")
+        for request in list(self._requests.values()):
+            request.cancel("the consumer is closing")
         self._leave_roster()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
-        await asyncio.gather(*self._asks, return_exceptions=True)
+        self._alarms.close()
 
     @property
     def num_open(self) -> int:
         """Requests without an end yet."""
-        return len(self._streams)
+        return len(self._requests)
 
     def submit(
         self,
@@ -169,31 +164,64 @@ class RequestPort:
         traceparent: str | None = None,
         max_attempts: int | None = None,
     ) -> RequestStream:
-        """Submit `work` to `pool` and return its stream; never waits.
+        """Open a request and return its events as a stream; see `open`. Every failure arrives through the stream."""
+        return RequestStream(
+            lambda sink: self.open(
+                pool,
+                work,
+                sink,
+                budget=budget,
+                request_id=request_id,
+                tenant=tenant,
+                slo_class=slo_class,
+                priority=priority,
+                targets=targets,
+                route=route,
+                traceparent=traceparent,
+                max_attempts=max_attempts,
+            )
+        )
+
+    def open(
+        self,
+        pool: str,
+        work: Work,
+        sink: RequestSink,
+        *,
+        budget: Budget | float,
+        request_id: str | None = None,
+        tenant: str = "default",
+        slo_class: str = "interactive",
+        priority: int = 0,
+        targets: Targets = _CLASS_TARGETS,
+        route: str = "",
+        traceparent: str | None = None,
+        max_attempts: int | None = None,
+    ) -> OpenRequest:
+        """Submit `work` to `pool`, and hand what comes of it to `sink`; never waits and makes no task.
 
         Output lengths are learned by `route`. It is traced under `traceparent`, or under the caller's current span
-        where that is None. `budget` bounds the whole request: when it is spent the stream raises DeadlineExceeded and
-        whatever runs is cancelled. Every failure arrives through the stream, e.g. NotFound, Overloaded with
-        `retry_after`, Unavailable where no scheduler answers. Raises Conflict where `request_id` is open here already,
-        and Unavailable before `start` or after `close`.
+        where that is None. `budget` bounds the whole request: when it is spent the sink gets DeadlineExceeded and
+        whatever runs is cancelled. Every failure arrives at the sink, e.g. NotFound, Overloaded with `retry_after`,
+        Unavailable where no scheduler answers. Raises Conflict where `request_id` is open here already, and
+        Unavailable before `start` or after `close`.
         """
         if self._subscription is None:
             raise Unavailable("the request port is not started, or closed")
         request_id = request_id or new_id("req")
-        if request_id in self._streams:
+        if request_id in self._requests:
             raise Conflict(f"request {request_id} is open already")
         now = self._clock.now()
         seconds = budget.remaining if isinstance(budget, Budget) else budget
         rules = self._rules if max_attempts is None else replace(self._rules, max_attempts=max_attempts)
         state = RequestState(work, deadline=now + seconds, rules=rules, jitter=self._jitter)
-        stream = RequestStream(request_id, pool, state, self._on_cancel)
         if traceparent is None:
             traceparent = current_traceparent()
-        opened = self._streams[request_id] = _Open(
-            stream, tenant, slo_class, priority, targets, route, now, traceparent
-        )
-        self._apply(opened, state.handle(Opened(), now), now)
-        return stream
+        terms = Terms(tenant, slo_class, priority, targets, route, traceparent)
+        request = OpenRequest(request_id, pool, state, sink, terms, now, self._on_cancel)
+        self._requests[request_id] = request
+        self._apply(request, state.handle(Opened(), now), now)
+        return request
 
     # What comes in.
 
@@ -206,17 +234,22 @@ class RequestPort:
             return
         self.num_frames += 1
         now = self._clock.now()
-        streams = self._streams
+        requests = self._requests
+        touched: list[OpenRequest] = []
         for delta in frame.deltas:
-            opened = streams.get(delta.request_id)
-            if opened is None:
+            request = requests.get(delta.request_id)
+            if request is None:
                 self._on_stray(delta)
                 continue
-            commands = opened.stream.state.handle(delta, now)
+            commands = request.state.handle(delta, now)
             if commands:
-                self._apply(opened, commands, now)
-            if type(delta.event) is Started:
-                self._note_worker(opened)
+                if not request.pending:
+                    touched.append(request)
+                self._apply(request, commands, now)
+        for request in touched:
+            self._deliver(request)
+        for answer in frame.answers:
+            self._on_answer(answer)
 
     def _on_stray(self, delta: Delta) -> None:
         """A request that is over here has started somewhere: free its slot."""
@@ -225,120 +258,135 @@ class RequestPort:
             cancel = Cancel(request_id=delta.request_id, reason="nobody waits for it any more")
             self._tell(subjects.worker_cancel(event.worker_id), encode(cancel))
 
+    def _on_answer(self, answer: Answer) -> None:
+        request = self._requests.get(answer.request_id)
+        if request is None:
+            return
+        if answer.error is None:
+            self._handle_for([request], Answered(answer.attempt, answer.scheduler_id))
+        else:
+            self._handle_for([request], Refused(answer.attempt, answer.error.raised()))
+
     def _on_bus_event(self, event: BusEvent, _: str) -> None:
         if event is BusEvent.RECONNECTED or event is BusEvent.SLOW_CONSUMER:
-            self._handle_for(list(self._streams.values()), Resynchronised())
+            self._handle_for(list(self._requests.values()), Resynchronised())
 
     def _on_roster_change(self, change: RosterChange) -> None:
         if change.kind is not ChangeKind.DOWN:
             return
         actor_id = change.announcement.actor_id
         if change.announcement.kind == "scheduler":
-            self._handle_for(list(self._streams.values()), SchedulerGone(actor_id))
+            self._handle_for(list(self._requests.values()), SchedulerGone(actor_id))
         else:
             held = list(self._by_worker.get(actor_id, {}).values())
             self._handle_for(held, WorkerGone(actor_id, change.is_lost))
 
-    def _on_cancel(self, stream: RequestStream, reason: str) -> None:
-        opened = self._streams.get(stream.request_id)
-        if opened is not None and opened.stream is stream:
-            self._handle_for([opened], ReaderCancelled(reason))
+    def _on_cancel(self, request: OpenRequest, reason: str) -> None:
+        self._handle_for([request], ReaderCancelled(reason))
 
-    def _handle_for(self, requests: Sequence[_Open], event: Input) -> None:
+    def _handle_for(self, requests: Sequence[OpenRequest], event: Input) -> None:
         now = self._clock.now()
-        for opened in requests:
-            self._apply(opened, opened.stream.state.handle(event, now), now)
+        for request in requests:
+            self._apply(request, request.state.handle(event, now), now)
 
     # What goes out.
 
-    def _apply(self, opened: _Open, commands: Sequence[Command], now: float) -> None:
+    def _apply(self, request: OpenRequest, commands: Sequence[Command], now: float) -> None:
         for command in commands:
             execute = self._execute.get(type(command))
             if execute is None:
-                opened.stream.push(command)  # type: ignore[arg-type]  # what is no command of ours is an event
+                request.pending.append(command)  # type: ignore[arg-type]  # what is no command of ours is an event
             else:
-                execute(opened, command, now)
-        self._note_worker(opened)
+                execute(request, command, now)
+        if request.state.worker_id != request.noted_worker:
+            self._note_worker(request)
 
-    def _send_submit(self, opened: _Open, command: SendSubmit, now: float) -> None:
-        stream = opened.stream
+    def _deliver(self, request: OpenRequest) -> None:
+        """Hand over what a frame brought. The end, where it was among that, has been noted by then."""
+        events, request.pending = request.pending, []
+        if not events:
+            return
+        try:
+            request.sink.deliver(events)
+        except Exception as error:  # a bug of one request's reader must not cost the others their frames
+            self._on_sink_error(request, error)
+
+    def _on_sink_error(self, request: OpenRequest, error: Exception) -> None:
+        log.error("sink_failed", request_id=request.request_id, pool=request.pool, exc_info=error)
+        request.cancel("its reader failed")
+
+    def _send_submit(self, request: OpenRequest, command: SendSubmit, now: float) -> None:
         if command.attempt:
             self.num_resubmitted += 1
             log.info(
                 "request_resubmitted",
-                request_id=stream.request_id,
+                request_id=request.request_id,
                 attempt=command.attempt,
-                pool=stream.pool,
+                pool=request.pool,
             )
+        terms = request.terms
         submit = Submit(
-            request_id=stream.request_id,
+            request_id=request.request_id,
             attempt=command.attempt,
-            pool=stream.pool,
+            pool=request.pool,
             reply_to=self._reply_to,
             work=raw(command.work),
             size=measure(command.work),
-            tenant=opened.tenant,
-            slo_class=opened.slo_class,
-            priority=opened.priority,
-            targets=_targets_now(opened, now),
-            route=opened.route,
+            tenant=terms.tenant,
+            slo_class=terms.slo_class,
+            priority=terms.priority,
+            targets=_targets_now(request, now),
+            route=terms.route,
+            budget_ms=max(1, int((request.state.deadline - now) * 1000)),
+            # A trace that begins here is a kind of text that no message takes.
+            traceparent=None if terms.traceparent is None else str(terms.traceparent),
         )
-        task = asyncio.create_task(
-            self._ask(opened, submit, stream.state.deadline - now),
-            name=f"submit {stream.request_id}/{command.attempt}",
+        self._submits.add(
+            subjects.pool_submit(request.pool), encode(submit), (request.request_id, command.attempt)
         )
-        opened.stop_asking()
-        opened.ask = task
-        self._asks.add(task)
-        task.add_done_callback(self._asks.discard)
 
-    async def _ask(self, opened: _Open, submit: Submit, seconds: float) -> None:
-        event: Answered | Refused
-        try:
-            event = Answered(submit.attempt, await self._answer(submit, seconds, opened.traceparent))
-        except SageError as error:
-            event = Refused(submit.attempt, error)
-        if self._streams.get(submit.request_id) is opened:
-            self._handle_for([opened], event)
+    def _is_awaited(self, note: _Sent) -> bool:
+        request_id, attempt = note
+        request = self._requests.get(request_id)
+        return request is not None and request.attempt == attempt
 
-    async def _answer(self, submit: Submit, seconds: float, traceparent: str | None) -> Accepted:
-        headers = CallHeaders(
-            call_id=f"{submit.request_id}-{submit.attempt}",
-            budget_ms=max(0, int(seconds * 1000)),
-            traceparent=traceparent,
-        )
-        try:
-            reply = await self._bus.request(
-                subjects.pool_submit(submit.pool),
-                encode(submit),
-                timeout=max(0.001, min(seconds, ANSWER_SECONDS)),
-                headers=headers.encode(),
-            )
-        except DeadlineExceeded:
-            raise Unavailable(f"the scheduler of {submit.pool!r} does not answer") from None
-        except Unavailable as error:
-            if type(error) is Unavailable and (served := self._served_without(submit.pool)) is not None:
+    def _on_refused(self, sent: list[_Sent], error: SageError) -> None:
+        for request_id, attempt in sent:
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._handle_for([request], Refused(attempt, error))
+
+    def _on_unheard(self, sent: list[_Sent]) -> None:
+        """Nobody leads the pool, or the bus was away for too long."""
+        for request_id, attempt in sent:
+            request = self._requests.get(request_id)
+            if request is None:
+                continue
+            error: SageError
+            if (served := self._served_without(request.pool)) is not None:
                 known = ", ".join(served) or "nothing"
-                message = f"nothing serves {submit.pool!r}; served now: {known}"
-                raise NotFound(message, param="model") from None
-            raise type(error)(f"no scheduler serves {submit.pool!r}: {error.message}") from None
-        if ERROR in reply.headers:
-            raise decode(WireError, reply.payload).raised()
-        return decode(Accepted, reply.payload)
+                error = NotFound(f"nothing serves {request.pool!r}; served now: {known}", param="model")
+            else:
+                error = Unavailable(f"no scheduler serves {request.pool!r}")
+            self._handle_for([request], Refused(attempt, error))
 
     def _served_without(self, pool: str) -> list[str] | None:
-        """Return what is served where it is known by now that `pool` is not; else None."""
+        """Return what is served where it is known by now that `pool` is not; else None.
+
+        A pool that has served is known: its workers may be starved, or start again.
+        """
+        if pool in self._known_pools:
+            return None
         if self._roster is None or self._clock.now() - self._started_at < self._rules.discovery:
             return None
         served = {model.name for actor in self._roster.actors.values() for model in actor.models}
         return None if pool in served else sorted(served)
 
-    def _send_cancel(self, opened: _Open, command: SendCancel, _: float) -> None:
-        stream = opened.stream
+    def _send_cancel(self, request: OpenRequest, command: SendCancel, _: float) -> None:
         cancel = encode(
-            Cancel(request_id=stream.request_id, attempt=command.attempt, reason=command.reason[:200])
+            Cancel(request_id=request.request_id, attempt=command.attempt, reason=command.reason[:200])
         )
-        self._tell(subjects.pool_cancel(stream.pool), cancel)
+        self._tell(subjects.pool_cancel(request.pool), cancel)
         if command.worker_id is not None:
             self._tell(subjects.worker_cancel(command.worker_id), cancel)
 
@@ -349,61 +397,64 @@ class RequestPort:
             # The budget that travelled with the request ends it there.
             log.warning("cancel_not_sent", subject=subject, error=error.message)
 
-    def _set_timer(self, opened: _Open, command: SetTimer, now: float) -> None:
-        opened.stop_timer()
-        opened.timer = asyncio.get_running_loop().call_later(
-            max(0.0, command.at - now), self._on_timer, opened
-        )
+    def _set_timer(self, request: OpenRequest, command: SetTimer, _: float) -> None:
+        self._alarms.set(request, command.at)
 
-    def _on_timer(self, opened: _Open) -> None:
-        opened.timer = None
-        self._handle_for([opened], Timer())
+    def _on_alarm(self, request: OpenRequest) -> None:
+        self._handle_for([request], Timer())
 
-    def _probe(self, opened: _Open, command: Probe, _: float) -> None:
-        stream, worker_id = opened.stream, command.worker_id
+    def _probe(self, request: OpenRequest, command: Probe, _: float) -> None:
+        worker_id = command.worker_id
         announcement = None if self._roster is None else self._roster.actors.get(worker_id)
         is_held = None
         # An announcement tells something only if there has been one since the request fell silent.
         if announcement is not None and announcement.interval_ms / 1000 < self._rules.silence:
-            is_held = f"{stream.request_id}/{stream.attempt}" in announcement.in_flight
-        self._handle_for([opened], WorkerListed(worker_id, is_held))
+            is_held = f"{request.request_id}/{request.attempt}" in announcement.in_flight
+        self._handle_for([request], WorkerListed(worker_id, is_held))
 
-    def _finish(self, opened: _Open, command: Finish, _: float) -> None:
-        stream = opened.stream
-        del self._streams[stream.request_id]
-        opened.stop_timer()
-        opened.stop_asking()
-        self._forget_worker(opened)
-        stream.finish(command.error)
+    def _finish(self, request: OpenRequest, command: Finish, _: float) -> None:
+        del self._requests[request.request_id]
+        request.is_finished = True
+        self._alarms.forget(request)
+        self._forget_worker(request)
+        self._deliver(request)
+        # A sink that knows its request is not kept alive by it.
+        sink, request.sink = request.sink, _NOBODY
+        try:
+            sink.finish(command.error)
+        except Exception as error:  # a bug of one request's reader must not cost the others their frames
+            self._on_sink_error(request, error)
 
     # Who runs what, so that a worker's end costs only a look at its own requests.
 
-    def _note_worker(self, opened: _Open) -> None:
-        worker_id = opened.stream.state.worker_id
-        if worker_id == opened.worker_id or opened.stream.is_finished:
+    def _note_worker(self, request: OpenRequest) -> None:
+        worker_id = request.state.worker_id
+        if request.is_finished:
             return
-        self._forget_worker(opened)
-        opened.worker_id = worker_id
+        self._forget_worker(request)
+        request.noted_worker = worker_id
         if worker_id is not None:
-            self._by_worker.setdefault(worker_id, {})[opened.stream.request_id] = opened
+            self._known_pools.add(request.pool)
+            self._by_worker.setdefault(worker_id, {})[request.request_id] = request
 
-    def _forget_worker(self, opened: _Open) -> None:
-        worker_id, opened.worker_id = opened.worker_id, None
+    def _forget_worker(self, request: OpenRequest) -> None:
+        worker_id, request.noted_worker = request.noted_worker, None
         held = self._by_worker.get(worker_id) if worker_id is not None else None
         if held is not None and worker_id is not None:
-            held.pop(opened.stream.request_id, None)
+            held.pop(request.request_id, None)
             if not held:
                 del self._by_worker[worker_id]
 
 
-def _targets_now(opened: _Open, now: float) -> Targets:
+def _targets_now(request: OpenRequest, now: float) -> Targets:
     """Return the targets of the attempt that begins now.
 
     Their clock goes on over attempts, until something was delivered: then it is the next piece that is waited for.
     """
-    if opened.stream.state.has_delivered:
-        return opened.targets
-    elapsed_ms = (now - opened.opened_at) * 1000
+    targets = request.terms.targets
+    if request.state.has_delivered:
+        return targets
+    elapsed_ms = (now - request.opened_at) * 1000
     if elapsed_ms <= 0:
-        return opened.targets
-    return msgspec.structs.replace(opened.targets, started_ago_ms=opened.targets.started_ago_ms + elapsed_ms)
+        return targets
+    return msgspec.structs.replace(targets, started_ago_ms=targets.started_ago_ms + elapsed_ms)

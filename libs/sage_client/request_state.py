@@ -1,9 +1,12 @@
 """One request as its consumer sees it: `handle(event, now) -> commands`. Pure: no IO, no clock, no asyncio.
 
-    SUBMITTED --Accepted--> ACCEPTED --Started--> STARTED --Completed--> ENDED
-        |  ^                   |                     |
+    SUBMITTED --Answered--> ACCEPTED --Started--> STARTED --Completed--> ENDED
+        |  ^  +------------Started, at once----------^
+        |  |                   |                     |
         |  +------ BACKOFF <---+---------------------+   refused, scheduler gone, gap, worker gone, retryable failure
         +--> ENDED                                       final failure, cancel, budget spent
+
+A submit without a word for a while is sent again as it was; whoever holds it says so.
 
 Promises: events come out in order, none twice, none lost, whatever is lost, repeated or late on the way; nothing
 comes out after the end, and the end comes exactly once.
@@ -68,15 +71,17 @@ class RetryRules:
     """When another attempt is worth it. All in seconds; delays are multiplied by a jitter of 0.5 to 1.5.
 
     `max_attempts` counts attempts that a worker or the way to it failed. Attempts that no scheduler took do not
-    count; they go on for `patience`, so that a restarting scheduler is not seen. After `silence` it is asked whether
-    a started attempt still runs; `grace` is how long the last frames of a worker may take. After `discovery` a
-    pool that nobody announces is one that does not exist.
+    count; they go on for `patience`, so that a restarting scheduler is not seen. A submit without a word is repeated
+    after `answer`, and given up after as long again. After `silence` it is asked whether a started attempt still runs;
+    `grace` is how long the last frames of a worker may take. After `discovery` a pool that nobody announces is one
+    that does not exist.
     """
 
     max_attempts: int = 3
     backoff: float = 0.05
     max_backoff: float = 1.0
-    patience: float = 5.0
+    patience: float = 10.0
+    answer: float = 1.0
     silence: float = 2.0
     grace: float = 0.5
     discovery: float = 1.5
@@ -88,6 +93,32 @@ class RetryRules:
 
 class RequestState:
     """The state machine of one request. `deadline` is absolute on the driver's clock; `jitter` returns [0, 1)."""
+
+    __slots__ = (
+        "_answer_at",
+        "_delivered",
+        "_gone_at",
+        "_heard_at",
+        "_is_in_doubt",
+        "_is_repeated",
+        "_is_unlisted",
+        "_jitter",
+        "_next_seq",
+        "_num_failures",
+        "_num_refused",
+        "_probe_at",
+        "_refused_since",
+        "_retry_at",
+        "_rules",
+        "_scheduler_id",
+        "_timer_at",
+        "_work",
+        "attempt",
+        "deadline",
+        "phase",
+        "queue_ms",
+        "worker_id",
+    )
 
     def __init__(
         self,
@@ -110,6 +141,8 @@ class RequestState:
         self._num_failures = 0
         self._scheduler_id: str | None = None
         self._retry_at: float | None = None
+        self._answer_at: float | None = None
+        self._is_repeated = False
         self._gone_at: float | None = None
         self._heard_at = 0.0
         self._probe_at: float | None = None
@@ -118,17 +151,6 @@ class RequestState:
         self._refused_since: float | None = None
         self._num_refused = 0
         self._timer_at: float | None = None
-        self._handlers: dict[type, Callable[..., Sequence[Command]]] = {
-            Opened: self._on_opened,
-            Answered: self._on_answered,
-            Refused: self._on_refused,
-            ReaderCancelled: self._on_cancel,
-            WorkerGone: self._on_worker_gone,
-            WorkerListed: self._on_worker_listed,
-            SchedulerGone: self._on_scheduler_gone,
-            Resynchronised: self._on_resynchronised,
-            Timer: self._on_timer,
-        }
 
     @property
     def has_delivered(self) -> bool:
@@ -141,7 +163,7 @@ class RequestState:
             return self._on_delta(event, now)
         if self.phase is Phase.ENDED:
             return _NOTHING
-        return self._handlers[type(event)](event, now)
+        return _HANDLERS[type(event)](self, event, now)
 
     # Hot path: one call per delta.
 
@@ -153,7 +175,7 @@ class RequestState:
             if delta.seq == OUT_OF_BAND and type(event) is Failed:
                 return self._on_scheduler_failure(event, now)
             if delta.seq < self._next_seq:
-                return _NOTHING
+                return self._on_repeated(event, now)
             return self._lose(
                 WorkerLost(
                     f"results {self._next_seq} to {delta.seq - 1} of attempt {self.attempt} were lost"
@@ -176,6 +198,8 @@ class RequestState:
 
     def _on_started(self, event: Started, now: float) -> Sequence[Command]:
         self.phase = Phase.STARTED
+        self._answer_at = None
+        self._refused_since, self._num_refused = None, 0
         self.worker_id = event.worker_id
         self.queue_ms = event.queue_ms
         self._probe_at = now + self._rules.silence
@@ -201,6 +225,14 @@ class RequestState:
             return (SendCancel(delta.attempt, event.worker_id, "another attempt took its place"),)
         return _NOTHING
 
+    def _on_repeated(self, event: object, now: float) -> Sequence[Command]:
+        """Drop it, unless another worker runs the attempt, too: then nobody knows whose results come next."""
+        if type(event) is not Started or event.worker_id == self.worker_id:
+            return _NOTHING
+        cancel = SendCancel(self.attempt, event.worker_id, "another worker runs it")
+        error = WorkerLost(f"workers {self.worker_id} and {event.worker_id} both ran attempt {self.attempt}")
+        return (cancel, *self._lose(error, now, is_still_running=True))
+
     # Everything else happens a few times per request.
 
     def _on_opened(self, _: Opened, now: float) -> Sequence[Command]:
@@ -208,10 +240,12 @@ class RequestState:
 
     def _on_answered(self, event: Answered, _: float) -> Sequence[Command]:
         if event.attempt == self.attempt and self.phase in (Phase.SUBMITTED, Phase.STARTED):
-            self._scheduler_id = event.accepted.scheduler_id
+            self._scheduler_id = event.scheduler_id
             self._refused_since, self._num_refused = None, 0
             if self.phase is Phase.SUBMITTED:
                 self.phase = Phase.ACCEPTED
+                self._answer_at = None
+                return self._armed()
         return _NOTHING
 
     def _on_refused(self, event: Refused, now: float) -> Sequence[Command]:
@@ -267,7 +301,8 @@ class RequestState:
         return self._again(now, self._rules.delay(0, self._jitter()))
 
     def _on_resynchronised(self, _: Resynchronised, now: float) -> Sequence[Command]:
-        if self.phase is Phase.ACCEPTED:
+        if self.phase in (Phase.SUBMITTED, Phase.ACCEPTED):
+            # Another attempt, not the same again: of one that two workers ran, frames could not be told apart.
             cancel = SendCancel(self.attempt, None, "messages were lost")
             return (cancel, *self._again(now, self._rules.delay(0, self._jitter())))
         if self.phase is Phase.STARTED:
@@ -283,6 +318,8 @@ class RequestState:
             )
         if self.phase is Phase.BACKOFF and self._retry_at is not None and now >= self._retry_at:
             return self._submit(now)
+        if self._answer_at is not None and now >= self._answer_at:
+            return self._on_unanswered(now)
         if self._gone_at is not None and now >= self._gone_at:
             error = WorkerLost(f"worker {self.worker_id} stopped before it was done")
             return self._lose(error, now, is_still_running=False)
@@ -294,6 +331,13 @@ class RequestState:
                 return (*self._armed(), Probe(self.worker_id))
             self._probe_at = silent_until
         return self._armed()
+
+    def _on_unanswered(self, now: float) -> Sequence[Command]:
+        if self._is_repeated:
+            return self._on_refused(Refused(self.attempt, Unavailable("no scheduler answers")), now)
+        self._is_repeated = True
+        self._answer_at = now + self._rules.answer
+        return (SendSubmit(self.attempt, self._attempt_work()), *self._armed())
 
     def _is_refusal(self, error: SageError) -> bool:
         """Overload is the caller's to handle, unless it already has part of the answer."""
@@ -319,27 +363,47 @@ class RequestState:
         self.phase = Phase.BACKOFF
         self.worker_id = self._scheduler_id = None
         self._next_seq = 0
-        self._gone_at = self._probe_at = None
+        self._answer_at = self._gone_at = self._probe_at = None
         self._is_in_doubt = self._is_unlisted = False
         if delay <= 0.0:
             return self._submit(now)
         self._retry_at = now + delay
         return self._armed()
 
-    def _submit(self, _: float) -> Sequence[Command]:
+    def _submit(self, now: float) -> Sequence[Command]:
         self.phase = Phase.SUBMITTED
         self._retry_at = None
-        work = self._delivered.next_work() if self.attempt else self._work
-        return (SendSubmit(self.attempt, work), *self._armed())
+        self._answer_at = now + self._rules.answer
+        self._is_repeated = False
+        return (SendSubmit(self.attempt, self._attempt_work()), *self._armed())
+
+    def _attempt_work(self) -> Work:
+        return self._delivered.next_work() if self.attempt else self._work
 
     def _armed(self) -> Sequence[Command]:
-        times = (self.deadline, self._retry_at, self._gone_at, self._probe_at)
-        at = min(time for time in times if time is not None)
+        at = self.deadline
+        for time in (self._retry_at, self._answer_at, self._gone_at, self._probe_at):
+            if time is not None and time < at:
+                at = time
         if at == self._timer_at:
-            return ()
+            return _NOTHING
         self._timer_at = at
         return (SetTimer(at),)
 
     def _end(self, error: SageError | None) -> Sequence[Command]:
         self.phase = Phase.ENDED
         return (Finish(error),)
+
+
+_HANDLERS: Final[dict[type, Callable[..., Sequence[Command]]]] = {
+    Opened: RequestState._on_opened,
+    Answered: RequestState._on_answered,
+    Refused: RequestState._on_refused,
+    ReaderCancelled: RequestState._on_cancel,
+    WorkerGone: RequestState._on_worker_gone,
+    WorkerListed: RequestState._on_worker_listed,
+    SchedulerGone: RequestState._on_scheduler_gone,
+    Resynchronised: RequestState._on_resynchronised,
+    Timer: RequestState._on_timer,
+}
+"""By kind of event; not the methods of a state, which would refer to itself through them."""

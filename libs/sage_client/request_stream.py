@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from sage_client.request_state import RequestState
+from sage_client.open_request import OpenRequest, RequestSink
 from sage_core import SageError
 from sage_wire.messages import Event
 
@@ -23,36 +23,38 @@ class RequestStream:
     leave early.
     """
 
-    def __init__(
-        self,
-        request_id: str,
-        pool: str,
-        state: RequestState,
-        on_cancel: Callable[[RequestStream, str], None],
-    ) -> None:
-        self.request_id = request_id
-        self.pool = pool
-        self.state = state
-        self._on_cancel = on_cancel
+    def __init__(self, open_request: Callable[[RequestSink], OpenRequest]) -> None:
+        """`open_request` opens the request whose sink this is."""
         self._pending: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
         self._is_finished = False
         self._error: SageError | None = None
+        self.request = open_request(self)
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+    @property
+    def pool(self) -> str:
+        """The pool it was submitted to."""
+        return self.request.pool
 
     @property
     def attempt(self) -> int:
         """The current attempt, from 0."""
-        return self.state.attempt
+        return self.request.attempt
 
     @property
     def worker_id(self) -> str | None:
         """Who runs the current attempt; None until it started."""
-        return self.state.worker_id
+        return self.request.worker_id
 
     @property
     def queue_ms(self) -> float:
         """How long the attempt that started last had waited at the scheduler."""
-        return self.state.queue_ms
+        return self.request.queue_ms
 
     @property
     def is_finished(self) -> bool:
@@ -79,8 +81,7 @@ class RequestStream:
 
     def cancel(self, reason: str = "cancelled by the caller") -> None:
         """End the request wherever it is; its reader gets Cancelled. Idempotent; no effect after the end."""
-        if not self._is_finished:
-            self._on_cancel(self, reason)
+        self.request.cancel(reason)
 
     async def aclose(self) -> None:
         """Cancel the request unless it has ended."""
@@ -94,13 +95,13 @@ class RequestStream:
     ) -> None:
         await self.aclose()
 
-    def push(self, event: Event) -> None:
-        """Hand `event` to the reader. For the port."""
-        self._pending.append(event)
+    def deliver(self, events: list[Event]) -> None:
+        """See `RequestSink.deliver`."""
+        self._pending += events
         self._wake()
 
     def finish(self, error: SageError | None) -> None:
-        """Tell the reader that nothing more comes. For the port."""
+        """See `RequestSink.finish`."""
         self._is_finished = True
         self._error = error
         self._wake()

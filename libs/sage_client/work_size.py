@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -24,12 +24,18 @@ from sage_wire.messages import (
 )
 from sage_wire.prefix import prefix_blocks
 
-__all__ = ["measure"]
+__all__ = ["chat_texts", "measure"]
 
 BYTES_PER_TOKEN = 4
 """Of UTF-8: four letters of English, one and a third characters of Chinese."""
 TOKENS_PER_MESSAGE = 4
 """What a chat template adds to each message."""
+TOKENS_PER_TOOL = 16
+"""What a chat template writes around each tool's name, description and parameters."""
+TOKENS_PER_CALL = 8
+"""What it writes around each tool call of an earlier turn."""
+TOKENS_PER_IMAGE = 256
+"""What a vision model makes of an image of ordinary size."""
 TOKENS_PER_TEXT = 2
 """What an embedding model adds to each text."""
 
@@ -51,8 +57,10 @@ def measure(work: Work) -> WorkSize:
             )
         case Embed():
             return _texts(len(work.texts), work.texts)
-        case Tokenize():
-            return _texts(1, _read(work.prompt))
+        case Tokenize(prompt=prompt):
+            if isinstance(prompt, TextPrompt):
+                return _texts(1, [prompt.text])
+            return _texts(1, [text for text, _ in chat_texts(prompt)])
         case Detokenize():
             return WorkSize(num_chars=BYTES_PER_TOKEN * len(work.token_ids))
         case Rerank():
@@ -77,12 +85,32 @@ def measure(work: Work) -> WorkSize:
             return msgspec.structs.replace(size, max_tokens=work.sampling.max_tokens or 0)
 
 
+def chat_texts(prompt: ChatPrompt) -> Iterator[tuple[str, int]]:
+    """Yield the texts of a chat in the order of most chat templates, each with the tokens counted around it.
+
+    Images are tokens around a text that is empty.
+    """
+    for tool in prompt.tools:
+        yield tool.name + tool.description + tool.parameters, TOKENS_PER_TOOL
+    for message in prompt.messages:
+        yield message.content, TOKENS_PER_MESSAGE
+        if message.images:
+            yield "", TOKENS_PER_IMAGE * len(message.images)
+        if message.reasoning:
+            yield message.reasoning, 0
+        for call in message.tool_calls:
+            yield call.name + call.arguments, TOKENS_PER_CALL
+
+
 def _generation(work: Generate) -> WorkSize:
     prompt, resume = work.prompt, work.resume
     match prompt:
-        case ChatPrompt(messages=messages):
-            num_chars = sum(len(message.content) for message in messages)
-            num_tokens = sum(TOKENS_PER_MESSAGE + _num_tokens(message.content) for message in messages)
+        case ChatPrompt():
+            num_chars = num_tokens = 0
+            for text, num_around in chat_texts(prompt):
+                num_chars += len(text)
+                num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                num_tokens += num_around - (-num_bytes // BYTES_PER_TOKEN)
         case TextPrompt(text=text):
             num_chars, num_tokens = len(text), _num_tokens(text)
         case TokenPrompt(token_ids=token_ids):
@@ -99,12 +127,6 @@ def _generation(work: Generate) -> WorkSize:
         num_prompt_tokens=num_tokens,
         blocks=prefix_blocks(prompt),
     )
-
-
-def _read(prompt: ChatPrompt | TextPrompt) -> list[str]:
-    if isinstance(prompt, TextPrompt):
-        return [prompt.text]
-    return [message.content for message in prompt.messages]
 
 
 def _texts(num_items: int, texts: Sequence[str]) -> WorkSize:

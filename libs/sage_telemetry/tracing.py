@@ -97,8 +97,11 @@ def new_root(sample_ratio: float) -> str:
 
     The first span started with it as parent becomes the root span; start that one before any other.
     """
-    trace_id, span_id = random.getrandbits(128) or 1, random.getrandbits(64) or 1
-    root = _Root(f"00-{trace_id:032x}-{span_id:016x}-{'01' if random.random() < sample_ratio else '00'}")
+    # Both ids in one number: this is made for every request. That one of them is zero, and so invalid, never happens.
+    ids = f"{random.getrandbits(192):048x}"
+    if random.random() >= sample_ratio:
+        return f"00-{ids[:32]}-{ids[32:]}-00"
+    root = _Root(f"00-{ids[:32]}-{ids[32:]}-01")
     root.is_taken = False
     return root
 

@@ -7,11 +7,14 @@ from typing import Final
 
 from sage_wire import subjects
 from sage_wire.messages import (
-    Accepted,
     Announcement,
     Cancel,
+    CancelledRequest,
+    CancelledResponse,
+    CancelRequest,
+    CancelResponse,
     Discover,
-    Dispatch,
+    Dispatches,
     Drain,
     Draining,
     FindReceipt,
@@ -24,9 +27,9 @@ from sage_wire.messages import (
     Ping,
     Pong,
     Receipt,
-    Report,
-    Submit,
+    Reports,
     SubmitJob,
+    Submits,
 )
 
 __all__ = ["CHANNELS", "PARAMETERS", "Channel"]
@@ -62,12 +65,12 @@ CHANNELS: Final = (
     Channel(
         "submit",
         subjects.ALL_SUBMITS.replace("*", "{pool}"),
-        Submit,
+        Submits,
         "consumer",
         "scheduler",
-        "Ask for work. Headers: Sage-Budget-Ms, traceparent. Frames follow on reply_to. Errors: WireError "
-        "with the header Sage-Error. NATS answers 503 (no responders) while no scheduler leads the pool.",
-        Accepted,
+        "Ask for work. Answers and results come as frames on each submit's reply_to; what is dispatched at once is "
+        "not answered. Published with a reply subject of the consumer's own, on which NATS says 503 (no responders) "
+        "while no scheduler leads the pool, and nobody else anything.",
     ),
     Channel(
         "cancelAtScheduler",
@@ -80,18 +83,18 @@ CHANNELS: Final = (
     Channel(
         "report",
         subjects.ALL_REPORTS.replace("*", "{pool}"),
-        Report,
+        Reports,
         "worker",
         "scheduler",
-        "What became of a dispatch.",
+        "What became of dispatches. A report that a later one in the message implies is left out.",
     ),
     Channel(
         "dispatch",
         subjects.worker_dispatch(_W),
-        Dispatch,
+        Dispatches,
         "scheduler",
         "worker",
-        "Start a request. Headers: Sage-Budget-Ms, traceparent.",
+        "Start requests.",
     ),
     Channel(
         "cancelAtWorker",
@@ -115,7 +118,8 @@ CHANNELS: Final = (
         Frame,
         "worker or scheduler",
         "consumer",
-        "Results of all requests of one consumer. A scheduler sends Failed with seq -1, out of band.",
+        "Results of all requests of one consumer, and schedulers' answers to its submits. A scheduler sends Failed "
+        "with seq -1, out of band.",
     ),
     Channel("ping", subjects.actor(_A, "ping"), Ping, "anybody", "actor", "Is its event loop alive?", Pong),
     Channel(
@@ -160,6 +164,24 @@ CHANNELS: Final = (
         "every scheduler",
         "Why a request went where it went.",
         Receipt,
+    ),
+    Channel(
+        "cancelRequest",
+        subjects.REQUESTS_CANCEL,
+        CancelRequest,
+        "gateway",
+        "every gateway",
+        "End a request by the id that its client knows, whichever gateway serves it; only that one answers.",
+        CancelledRequest,
+    ),
+    Channel(
+        "cancelResponse",
+        subjects.RESPONSES_CANCEL,
+        CancelResponse,
+        "gateway",
+        "every gateway",
+        "End a response, whichever gateway is writing it; only that one answers.",
+        CancelledResponse,
     ),
     Channel(
         "submitJob",

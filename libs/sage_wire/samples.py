@@ -11,11 +11,14 @@ from typing import Final
 from sage_wire import subjects
 from sage_wire.codec import raw
 from sage_wire.messages import (
-    Accepted,
     Annotated,
     Announcement,
     Answer,
     Cancel,
+    CancelledRequest,
+    CancelledResponse,
+    CancelRequest,
+    CancelResponse,
     ChatMessage,
     ChatPrompt,
     Chunk,
@@ -40,6 +43,7 @@ from sage_wire.messages import (
     Generate,
     Grammar,
     Hit,
+    Image,
     Index,
     Indexed,
     JobState,
@@ -110,6 +114,7 @@ _RESUME: Final = Resume(text="A frame is", token_ids=[32, 4034, 374], num_tokens
 _GENERATE: Final = Generate(
     model="qwen", prompt=ChatPrompt(messages=[_USER]), sampling=_SAMPLING, resume=_RESUME
 )
+_IMAGE: Final = Image(media_type="image/png", data=b"\x89PNG", position=4)
 _TOOL: Final = ToolDefinition(
     name="get_weather",
     description="The weather of a city",
@@ -234,7 +239,6 @@ _DISPATCH: Final = Dispatch(
 )
 
 SAMPLES: Final[dict[str, Message]] = {
-    "Accepted": Accepted(scheduler_id="scheduler-1", epoch="5xkq0c4w9d2m"),
     "Annotated": Annotated(sources=[_HIT], stage="retrieve", stage_ms=3.25),
     "Announcement": Announcement(
         actor_id="embedding-worker-1",
@@ -269,6 +273,10 @@ SAMPLES: Final[dict[str, Message]] = {
         leads=["qwen"],
     ),
     "Cancel": Cancel(request_id="req-1", attempt=1, reason="the client disconnected"),
+    "CancelRequest": CancelRequest(tenant="default", request_id="chatcmpl-0af7651916cd43dd"),
+    "CancelResponse": CancelResponse(tenant="default", response_id="resp_0af7651916cd43dd"),
+    "CancelledRequest": CancelledRequest(num_requests=1),
+    "CancelledResponse": CancelledResponse(response='{"id":"resp_0af7651916cd43dd"}'),
     "ChatMessage": _USER,
     "ChatPrompt": ChatPrompt(messages=[_USER]),
     "Chunk": _CHUNK,
@@ -327,6 +335,7 @@ SAMPLES: Final[dict[str, Message]] = {
         answers=[_ANSWER, Answer(request_id="req-2", attempt=0, scheduler_id="scheduler-1", error=_ERROR)]
     ),
     "Generate": _GENERATE,
+    "Generate.gather": Generate(model="qwen", prompt=TextPrompt(text="A frame"), gather_ms=250),
     "Generate.structure": Generate(
         model="qwen",
         prompt=_TOOL_PROMPT,
@@ -336,6 +345,7 @@ SAMPLES: Final[dict[str, Message]] = {
     ),
     "Grammar": Grammar(ebnf='root ::= "yes" | "no"'),
     "Hit": _HIT,
+    "Image": _IMAGE,
     "Index": Index(
         collection="docs",
         embedding_model="all-MiniLM-L6-v2",
@@ -446,6 +456,9 @@ SAMPLES: Final[dict[str, Message]] = {
     "ServedModel.takes": ServedModel(
         name="pipeline/index-docs", task="pipeline", engine="planner", takes="documents"
     ),
+    "ServedModel.takes_images": ServedModel(
+        name="qwen-vl", task="generate", engine="vllm", takes_images=True
+    ),
     "ServedModel.profile": ServedModel(
         name="qwen",
         task="generate",
@@ -510,6 +523,7 @@ SAMPLES: Final[dict[str, Message]] = {
     "Tokenized": Tokenized(token_ids=[32, 4034], strings=["A", "\u0120frame"]),
     "ToolCall": _TOOL_CALL,
     "ChatMessage.assistant": _TOOL_PROMPT.messages[1],
+    "ChatMessage.images": ChatMessage(role="user", content="What is this?", images=[_IMAGE]),
     "ChatMessage.tool": _TOOL_PROMPT.messages[2],
     "ToolDefinition": _TOOL,
     "ChatPrompt.tools": _TOOL_PROMPT,

@@ -59,7 +59,7 @@ def asyncapi_document() -> Json:
             "version": "1",
             "description": "Messages between the actors of a SAGE cluster, over NATS. Bodies are MessagePack maps; "
             "unknown fields are ignored, absent fields have the default of the schema. A client needs only NATS "
-            "and MessagePack: ask `submit`, and read `frames`.",
+            "and MessagePack: publish on `submit`, and read `frames`.",
         },
         "defaultContentType": CONTENT_TYPE,
         "servers": {"nats": {"host": "127.0.0.1:4222", "protocol": "nats"}},

@@ -38,7 +38,10 @@ class Assigned:
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """The worker's own record of an attempt, from its dispatch to its last event."""
+    """The worker's own record of an attempt, from its dispatch to its last event.
+
+    `due_at` and `queued_at` are kept by the alarm that ends it with its budget.
+    """
 
     key: Key
     assigned: Assigned
@@ -48,11 +51,26 @@ class Held:
     num_cached: int = 0
     first_token_ns: int | None = None
     cancel_reason: str | None = None
+    is_expired: bool = False
+    due_at: float | None = None
+    queued_at: float | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """True once its last event was sent."""
+        return self.outlet.is_ended
+
+    def expire(self) -> None:
+        """Stop it: its budget is spent. Idempotent."""
+        if self.cancel_reason is None and not self.is_expired:
+            self.is_expired = True
+            if self.task is not None:
+                self.task.cancel()
 
     def cancel(self, reason: str) -> None:
         """Stop it; the slot is free when its task has ended. Idempotent."""
-        if self.cancel_reason is None:
+        if self.cancel_reason is None and not self.is_expired:
             self.cancel_reason = reason
             if self.task is not None:
                 self.task.cancel()

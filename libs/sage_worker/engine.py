@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sage_wire.messages import Completed, Generate, Tokens
+from sage_wire.messages import Completed, Detokenize, Detokenized, Generate, Tokenize, Tokenized, Tokens
 from sage_worker.device import CPU
 
-__all__ = ["Capacity", "Engine", "EngineStats", "StepCost"]
+__all__ = ["Capacity", "Engine", "EngineStats", "StepCost", "TextFormats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,10 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Fixed limits of a started engine, 0 where it has none. `device`: see `sage_worker.device`."""
+    """Fixed limits of a started engine, 0 where it has none. `device`: see `sage_worker.device`.
+
+    `takes_images`: the model sees; other engines refuse messages with images.
+    """
 
     max_sequences: int
     max_context: int
@@ -38,6 +41,7 @@ class Capacity:
     block_tokens: int = 0
     device: str = CPU
     step_cost: StepCost = StepCost()
+    takes_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,14 @@ class EngineStats:
     num_waiting: int
     kv_used: float
     num_generated: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormats:
+    """How the model writes tool calls and reasoning into its text; see `sage_wire.messages.ServedModel`."""
+
+    tools: str = ""
+    reasoning: str = ""
 
 
 class Engine(Protocol):
@@ -73,6 +85,11 @@ class Engine(Protocol):
         """Valid after `start`."""
         ...
 
+    @property
+    def formats(self) -> TextFormats:
+        """Valid after `start`. Markers of these formats are part of the text, special tokens or not."""
+        ...
+
     def stats(self) -> EngineStats:
         """Cheap; callable at any time after `start`."""
         ...
@@ -87,11 +104,21 @@ class Engine(Protocol):
         """Yield token deltas as the engine produces them, then exactly one `Completed`.
 
         `request.resume` is what an earlier attempt delivered: generation continues after it, it is not yielded
-        again, and `max_tokens` counts it. Raises BadRequest or ContextLengthExceeded before the first yield,
-        EngineError later, WorkerLost where the whole engine died. The first `Tokens` say how much of the prompt was
-        cached, where the engine knows. Closing the iterator, or cancelling its
+        again, and `max_tokens` counts it. With `request.structure` the whole text, resumed part included, is one that
+        the structure allows; it is enforced token by token, so an answer cut at `max_tokens` is the beginning of one.
+        Raises BadRequest or ContextLengthExceeded before the first yield, also for what this engine cannot do, which
+        `param` names; EngineError later, WorkerLost where the whole engine died. The first `Tokens` say how much of
+        the prompt was cached, where the engine knows. Closing the iterator, or cancelling its
         consumer, frees the sequence. Among waiting requests a higher `priority` goes first where the engine can.
         """
+        ...
+
+    async def tokenize(self, request: Tokenize) -> Tokenized:
+        """Return the ids that `generate` would read for the same prompt. Raises BadRequest as it does."""
+        ...
+
+    async def detokenize(self, request: Detokenize) -> Detokenized:
+        """Return the text of ids, special tokens included. Raises BadRequest for ids the model does not have."""
         ...
 
     async def abort(self, request_id: str) -> None:

@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Final
 
-from sage_actor import Actor, ActorContext, Presence, current_call, handles
+from sage_actor import Actor, ActorContext, Alarms, Presence, handles
 from sage_core import (
     BadRequest,
+    Budget,
     Cancelled,
     DeadlineExceeded,
     Internal,
@@ -22,13 +23,14 @@ from sage_core import (
     Unavailable,
     WorkerLost,
 )
-from sage_telemetry import record_span, semconv, start_span
+from sage_telemetry import is_sampled, record_span, semconv, start_span, use_parent
 from sage_wire import decode_work, encode, subjects
 from sage_wire.messages import (
     Cancel,
     Completed,
     Delta,
     Dispatch,
+    Dispatches,
     Event,
     Failed,
     Generate,
@@ -45,6 +47,7 @@ from sage_worker.assigned import Assigned, Held
 from sage_worker.formed_batches import FormedBatch
 from sage_worker.frame_writer import FrameWriter
 from sage_worker.ledger import DispatchLedger, Key, Verdict
+from sage_worker.reporter import Reporter
 
 __all__ = ["Worker"]
 
@@ -66,6 +69,8 @@ class Worker(Actor, ABC):
         self._frames = FrameWriter(
             context.bus.publish, max_delta_bytes=context.bus.max_payload - HEADROOM_BYTES
         )
+        self._reporter = Reporter(context.control)
+        self._alarms = Alarms[Held](context.clock, Held.expire)
         self._ledger = DispatchLedger()
         self._held: dict[Key, Held] = {}
 
@@ -112,14 +117,17 @@ class Worker(Actor, ABC):
         self._ledger.is_draining = True
         while tasks := [held.task for held in self._held.values() if held.task is not None]:
             await asyncio.wait(tasks)
-        self._frames.flush()
+        self._flush()
 
-    @handles(subject=lambda actor: subjects.worker_dispatch(actor.context.actor_id), max_slots=1)
-    async def dispatch(self, request: Dispatch) -> None:
-        """Start a request, or say at once why not."""
-        call = current_call()
-        key = Key(request.request_id, request.attempt)
+    @handles(subject=lambda actor: subjects.worker_dispatch(actor.context.actor_id))
+    def dispatch(self, request: Dispatches) -> None:
+        """Start requests, or say at once why not."""
         now = self.context.clock.now()
+        for dispatch in request.dispatches:
+            self._dispatch(dispatch, now)
+
+    def _dispatch(self, request: Dispatch, now: float) -> None:
+        key = Key(request.request_id, request.attempt)
         admission = self._ledger.dispatched(request, now, max_held=2 * self.max_in_flight)
         if admission.superseded is not None and admission.superseded in self._held:
             self._held[admission.superseded].cancel("a later attempt took its place")
@@ -148,6 +156,7 @@ class Worker(Actor, ABC):
             event = ReportEvent.CANCELLED if isinstance(refusal, Cancelled) else ReportEvent.FAILED
             self._report(request.pool, key, event, error=refusal)
             return
+        seconds = request.budget_ms / 1000 if request.budget_ms else self.context.settings.default_budget
         assigned = Assigned(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -155,16 +164,19 @@ class Worker(Actor, ABC):
             work=work,
             tenant=request.tenant,
             priority=request.priority,
-            budget=call.budget,
-            traceparent=call.traceparent,
+            budget=Budget.of(seconds, self.context.clock),
+            traceparent=request.traceparent,
             queue_ms=request.queue_ms,
             slo_class=request.slo_class,
             targets=request.targets,
             batch=FormedBatch(request.fence, request.batch, request.batch_size) if request.batch else None,
         )
+        if type(work) is Generate:
+            outlet.gather = work.gather_ms / 1000
         held = self._held[key] = Held(key, assigned, outlet, now)
-        outlet.emit(Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms))
+        outlet.start(Started(worker_id=self.context.actor_id, model=request.pool, queue_ms=request.queue_ms))
         self._report(request.pool, key, ReportEvent.STARTED)
+        self._alarms.set(held, now + seconds)
         held.task = self.context.spawn(self._run(held), name=f"perform {key}")
         held.task.add_done_callback(lambda _: self._on_task_done(held))
 
@@ -182,33 +194,19 @@ class Worker(Actor, ABC):
 
     async def _run(self, held: Held) -> None:
         assigned = held.assigned
-        attributes: dict[str, str | int | float | bool] = {
-            semconv.REQUEST_ID: assigned.request_id,
-            semconv.ATTEMPT: assigned.attempt,
-            semconv.POOL: assigned.pool,
-            semconv.WORKER_ID: self.context.actor_id,
-            semconv.QUEUE_MS: assigned.queue_ms,
-        }
-        span = start_span("perform", parent=assigned.traceparent, kind="consumer", attributes=attributes)
         error: SageError | None = None
         try:
-            with span:
-                started_ns = time.time_ns()
-                try:
-                    async with asyncio.timeout(assigned.budget.remaining) as limit:
-                        await self._perform(held)
-                except TimeoutError:
-                    if not limit.expired():
-                        raise
-                    raise DeadlineExceeded("the request's budget ran out at its worker") from None
-                finally:
-                    _record_stages(held, span.traceparent, started_ns)
+            if is_sampled(assigned.traceparent):
+                await self._perform_traced(held)
+            else:
+                with use_parent(assigned.traceparent):
+                    await self._perform(held)
         except asyncio.CancelledError:
-            if held.cancel_reason is None:
-                self._end(held, self._handed_over())
-                self._frames.flush()
+            error = self._why_cancelled(held)
+            if isinstance(error, WorkerLost):
+                self._end(held, error)
+                self._flush()
                 raise
-            error = Cancelled(f"the request was cancelled: {held.cancel_reason}")
         except SageError as raised:
             error = raised
         except Exception as raised:  # a bug in one request ends that request alone
@@ -220,6 +218,33 @@ class Worker(Actor, ABC):
             )
         self._end(held, error)
 
+    async def _perform_traced(self, held: Held) -> None:
+        assigned = held.assigned
+        attributes: dict[str, str | int | float | bool] = {
+            semconv.REQUEST_ID: assigned.request_id,
+            semconv.ATTEMPT: assigned.attempt,
+            semconv.POOL: assigned.pool,
+            semconv.WORKER_ID: self.context.actor_id,
+            semconv.QUEUE_MS: assigned.queue_ms,
+        }
+        with start_span(
+            "perform", parent=assigned.traceparent, kind="consumer", attributes=attributes
+        ) as span:
+            started_ns = time.time_ns()
+            try:
+                await self._perform(held)
+            except asyncio.CancelledError:
+                if held.is_expired:
+                    raise self._why_cancelled(held) from None
+                raise
+            finally:
+                _record_stages(held, span.traceparent, started_ns)
+
+    def _flush(self) -> None:
+        """Send what was gathered, as no further turn may come."""
+        self._frames.flush()
+        self._reporter.flush()
+
     async def _perform(self, held: Held) -> None:
         outlet, frames = held.outlet, self._frames
         events = self.perform(held.assigned)
@@ -228,7 +253,8 @@ class Worker(Actor, ABC):
                 kind = type(event)
                 if kind is Started:
                     continue
-                if type(event) is Tokens:
+                # An echoed prompt is nothing that was generated.
+                if type(event) is Tokens and not event.is_prompt:
                     held.num_tokens += event.num_tokens
                     if held.first_token_ns is None:
                         held.first_token_ns = time.time_ns()
@@ -272,12 +298,15 @@ class Worker(Actor, ABC):
     def _on_task_done(self, held: Held) -> None:
         """Covers a task that was cancelled before its first step, whose own code never ran."""
         if held.key in self._held:
-            reason = held.cancel_reason
-            self._end(held, self._handed_over() if reason is None else Cancelled(reason))
-            self._frames.flush()
+            self._end(held, self._why_cancelled(held))
+            self._flush()
 
-    def _handed_over(self) -> WorkerLost:
-        """Return what a consumer is told so that it continues elsewhere; what was gathered so far leaves first."""
+    def _why_cancelled(self, held: Held) -> SageError:
+        """Return what a consumer is told: WorkerLost where it is to continue elsewhere, as this worker stops."""
+        if held.is_expired:
+            return DeadlineExceeded("the request's budget ran out at its worker")
+        if held.cancel_reason is not None:
+            return Cancelled(f"the request was cancelled: {held.cancel_reason}")
         return WorkerLost(f"worker {self.context.actor_id} stopped before it was done")
 
     def _num_tokens(self, key: Key) -> int:
@@ -306,22 +335,19 @@ class Worker(Actor, ABC):
         error: SageError | None = None,
     ) -> None:
         elapsed = 0.0 if held is None else self.context.clock.now() - held.started
-        report = Report(
-            worker_id=self.context.actor_id,
-            pool=pool,
-            request_id=key.request_id,
-            attempt=key.attempt,
-            event=event,
-            num_tokens=0 if held is None else held.num_tokens,
-            elapsed_ms=elapsed * 1000,
-            error=None if error is None else WireError.of(error),
-            num_cached=0 if held is None else held.num_cached,
+        self._reporter.tell(
+            Report(
+                worker_id=self.context.actor_id,
+                pool=pool,
+                request_id=key.request_id,
+                attempt=key.attempt,
+                event=event,
+                num_tokens=0 if held is None else held.num_tokens,
+                elapsed_ms=elapsed * 1000,
+                error=None if error is None else WireError.of(error),
+                num_cached=0 if held is None else held.num_cached,
+            )
         )
-        try:
-            self.context.tell(subjects.pool_report(pool), report, is_control=True)
-        except SageError as refused:
-            # The scheduler learns the same from the next announcement.
-            self.context.log.warning("report_not_sent", report=event.value, error=refused.message)
 
 
 def _record_stages(held: Held, parent: str | None, started_ns: int) -> None:

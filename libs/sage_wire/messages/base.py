@@ -9,8 +9,11 @@ from sage_core import SageError, error_from_code
 __all__ = ["Message", "WireError"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A MessagePack map at its outside. Unknown fields are ignored, so an older peer reads a newer one."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A MessagePack map at its outside. Unknown fields are ignored, so an older peer reads a newer one.
+
+    Frozen and made in one go, messages never refer to themselves: the garbage collector need not look at them.
+    """
 
 
 class WireError(Message, frozen=True):

@@ -7,6 +7,10 @@ from sage_wire.messages.base import Message
 __all__ = [
     "Announcement",
     "Cancel",
+    "CancelRequest",
+    "CancelResponse",
+    "CancelledRequest",
+    "CancelledResponse",
     "DecisionFacts",
     "Discover",
     "Drain",
@@ -71,7 +75,8 @@ class ServedModel(Message, frozen=True):
     `takes`: what a pipeline's runs bring, messages or documents; empty for other tasks. `is_batched`: it computes
     whole batches, not token by token. `device` names the accelerator on its host, e.g. cuda:0 or cpu; pools of one
     device slow each other down. Empty: it computes nothing itself. `tool_format` and `reasoning_format` name how the
-    model writes tool calls and reasoning into its text, e.g. `hermes` and `think`; empty: it does not.
+    model writes tool calls and reasoning into its text, e.g. `hermes` and `think`; empty: it does not. `takes_images`:
+    messages may hold images.
     """
 
     name: str
@@ -87,6 +92,7 @@ class ServedModel(Message, frozen=True):
     profile: EngineProfile | None = None
     tool_format: str = ""
     reasoning_format: str = ""
+    takes_images: bool = False
 
 
 class Announcement(Message, frozen=True):
@@ -153,6 +159,32 @@ class Cancel(Message, frozen=True):
     request_id: str
     attempt: int | None = None
     reason: str = "cancelled by the caller"
+
+
+class CancelRequest(Message, frozen=True):
+    """Asked of every gateway: end a request of `tenant`, by our id or its client's. Only one that serves it answers."""
+
+    tenant: str
+    request_id: str
+
+
+class CancelledRequest(Message, frozen=True):
+    """The answer to CancelRequest."""
+
+    num_requests: int
+
+
+class CancelResponse(Message, frozen=True):
+    """Asked of every gateway: end a response of `tenant`. Only the gateway that is writing it answers."""
+
+    tenant: str
+    response_id: str
+
+
+class CancelledResponse(Message, frozen=True):
+    """The answer to CancelResponse: the response as clients see it, as JSON text."""
+
+    response: str
 
 
 class FindSpans(Message, frozen=True):

@@ -44,7 +44,7 @@ class Timings(Message, frozen=True):
 
 
 class Started(Message, frozen=True, tag="started"):
-    """The worker holds the request; before this event it may be resubmitted freely."""
+    """The worker holds the request. An attempt's first event; it may come a moment late, with the first result."""
 
     worker_id: str
     model: str
@@ -151,8 +151,8 @@ class Delta(Message, frozen=True):
 class Answer(Message, frozen=True):
     """What the scheduler makes of a submit: it holds the request, or refuses it with `error`.
 
-    A request that was dispatched at once is not answered: its worker's `Started` says the same. `epoch` names the
-    scheduler's life.
+    A request that was dispatched at once is not answered: its worker's `Started` says the same. A submit that is
+    repeated always is. `epoch` names the scheduler's life.
     """
 
     request_id: str

@@ -11,7 +11,6 @@ from sage_wire.messages.base import Message, WireError
 
 __all__ = [
     "BATCH_CLASS",
-    "Accepted",
     "Dispatch",
     "Dispatches",
     "Lead",
@@ -58,11 +57,11 @@ class Targets(Message, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """Ask the scheduler that leads a pool to have `work` done. Answered by `Accepted` or an error.
+    """Ask the scheduler that leads a pool to have `work` done; what becomes of it is told on `reply_to`.
 
-    The remaining budget travels in the call headers. `reply_to` is a subject made by `subjects.frames`.
-    Submitting the same (request_id, attempt) twice is idempotent. Nobody listens while no scheduler leads the
-    pool: ask again a moment later. Output lengths are learned by `route`.
+    First comes an `Answer` or the worker's `Started`. Where neither does, submit the same (request_id, attempt) again:
+    that is idempotent. `reply_to` is a subject made by `subjects.frames`. `budget_ms` is what is left of the request's
+    time, `traceparent` its trace (W3C). Output lengths are learned by `route`.
     """
 
     request_id: str
@@ -81,23 +80,20 @@ class Submit(Message, frozen=True):
 
 
 class Submits(Message, frozen=True):
-    """All that one consumer submits to one pool in one turn of its event loop, in order."""
+    """All that one consumer submits to one pool in one turn of its event loop, in order.
+
+    Nobody listens while no scheduler leads the pool: submit again a moment later. NATS says so (503) on the reply
+    subject; nothing else ever comes there.
+    """
 
     submits: list[Submit]
-
-
-class Accepted(Message, frozen=True):
-    """The scheduler holds the request; frames follow on `reply_to`. `epoch` names the scheduler's life."""
-
-    scheduler_id: str
-    epoch: str
 
 
 class Dispatch(Message, frozen=True):
     """Tell a worker to start a request now. `fence` grows with each leader of the pool; workers refuse a lower one.
 
-    The `batch_size` dispatches of one pool and fence with the same `batch` > 0 are computed as one batch. The class
-    and the targets are those of the submit, the clock of the targets goes on.
+    The `batch_size` dispatches of one pool and fence with the same `batch` > 0 are computed as one batch. The class,
+    the targets, the budget and the trace are those of the submit; the clocks of targets and budget go on.
     """
 
     request_id: str
@@ -147,6 +143,7 @@ class ReportEvent(enum.StrEnum):
 class Report(Message, frozen=True):
     """Told by a worker to the pool's scheduler; the last three events release the worker's slot.
 
+    A report that a later one in the same message implies is left out: `started` by any, `first_token` by `finished`.
     `num_cached` prompt tokens were found in the engine's cache, where the engine says so.
     """
 

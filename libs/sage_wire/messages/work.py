@@ -19,6 +19,7 @@ __all__ = [
     "Generate",
     "Grammar",
     "Hit",
+    "Image",
     "Index",
     "Indexed",
     "JsonObject",
@@ -61,6 +62,14 @@ class ToolCall(Message, frozen=True):
     arguments: str
 
 
+class Image(Message, frozen=True):
+    """An encoded image that stands before character `position` of its message's text. `media_type`: image/png …"""
+
+    media_type: str
+    data: bytes
+    position: int = 0
+
+
 class ChatMessage(Message, frozen=True):
     """One turn. `role` is system, developer, user, assistant or tool; `content` is plain text.
 
@@ -74,6 +83,7 @@ class ChatMessage(Message, frozen=True):
     tool_calls: list[ToolCall] = []
     tool_call_id: str | None = None
     reasoning: str | None = None
+    images: list[Image] = []
 
 
 class ChatPrompt(Message, frozen=True, tag="chat"):
@@ -176,7 +186,8 @@ class Generate(Message, frozen=True, tag="generate"):
     """Generate text. Answered by `Tokens` events, then `Completed`.
 
     With `echo` the prompt's own text comes first, in `Tokens` with `is_prompt`, with its log probabilities where the
-    sampling asks for them.
+    sampling asks for them. Text may be held back for up to `gather_ms`, to travel in fewer pieces: for a reader that
+    shows nothing before the end.
     """
 
     model: str
@@ -185,6 +196,7 @@ class Generate(Message, frozen=True, tag="generate"):
     resume: Resume | None = None
     structure: Structure | None = None
     echo: bool = False
+    gather_ms: int = 0
 
 
 class Tokenize(Message, frozen=True, tag="tokenize"):

@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+from msgspec import structs
 
 from sage_core import Budget, Clock, Internal, SageError, SystemClock
 from sage_pipeline import Call, Calls, PipelineRun, Plan, Reply, Resolve, Value, lower
@@ -35,6 +37,7 @@ from sage_wire.messages import (
     Annotated,
     Completed,
     Event,
+    Generate,
     Output,
     Retrieved,
     RunPipeline,
@@ -46,6 +49,9 @@ from sage_wire.messages import (
 )
 
 __all__ = ["Origin", "Replies", "RunDriver", "Submitter"]
+
+GATHER_MS: Final = 250
+"""How long text that only the next node reads may be held back, to come in fewer pieces."""
 
 log = get_logger()
 
@@ -242,9 +248,12 @@ class RunDriver:
         self, command: StartNode, call: Call, reply: Reply, budget: Budget, traceparent: str | None
     ) -> None:
         step = self.plan.step(command.node_id)
+        work = call.work
+        if isinstance(work, Generate) and not step.is_streamed:
+            work = structs.replace(work, gather_ms=GATHER_MS)
         stream = self.port.submit(
             call.pool,
-            call.work,
+            work,
             budget=budget,
             tenant=self.origin.tenant,
             slo_class=self.origin.slo_class,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, RosterChange, current_call, handles
+from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, RosterChange, handles
 from sage_actor.announcer import installed_version
-from sage_bus import Subscription
+from sage_bus import Gathering, Subscription
 from sage_core import Paths, SageError
 from sage_policy import Command, Event
 from sage_policy.event_log import LogHeader
@@ -20,7 +20,7 @@ from sage_scheduler.outgoing import (
     ArmTimer,
     NoteScale,
     Outgoing,
-    Refuse,
+    SendAnswer,
     SendCancel,
     SendDispatch,
     SendFailure,
@@ -29,20 +29,15 @@ from sage_scheduler.outgoing import (
 from sage_scheduler.policies import policy_of
 from sage_scheduler.settings import SchedulerSettings
 from sage_telemetry import is_sampled, record_span, semconv
-from sage_wire import CallHeaders, encode, subjects
-from sage_wire.messages import (
-    Accepted,
-    Announcement,
-    Cancel,
-    FindReceipt,
-    Frame,
-    Message,
-    Receipt,
-    Report,
-    Submit,
-)
+from sage_wire import encode, subjects
+from sage_wire.messages import Announcement, Cancel, FindReceipt, Lead, Receipt, Reports, Submits
 
 __all__ = ["SchedulerActor"]
+
+# Looking a label up takes as long as counting.
+_DISPATCHED: Final = DECISIONS.labels(decision="dispatched", code="")
+DISPATCH_WAIT: Final = 1.0
+"""Seconds that a dispatch may wait for a connection; later its budget would be wrong. It counts as lost on the way."""
 
 
 class SchedulerActor(Actor):
@@ -62,6 +57,7 @@ class SchedulerActor(Actor):
         self._desk = SchedulingDesk(
             policy_of(section),
             scheduler_id=context.actor_id,
+            epoch=context.epoch,
             max_receipts=section.max_receipts,
             record=self._record if section.event_log else None,
             failed=self._policy_failed,
@@ -70,6 +66,10 @@ class SchedulerActor(Actor):
         self._leadership = Leadership(
             context, ttl=section.lease_ttl, on_gained=self._on_gained, on_lost=self._on_lost
         )
+        self._default_budget_ms = int(context.settings.default_budget * 1000)
+        self._dispatches = self._gathering("dispatches", max_wait=DISPATCH_WAIT)
+        self._answers = self._gathering("answers")
+        self._failures = self._gathering("deltas")
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ties_version = 0
@@ -78,6 +78,7 @@ class SchedulerActor(Actor):
         """Listen for workers; pools are led as they are found to have no leader."""
         if self._settings.scheduler.event_log:
             self._log_file = self._open_log()
+        HELD.set_function(lambda: self._desk.num_held)
         self._roster.subscribe(self._on_roster)
         self._roster.follow(self._on_announcement)
         await self._roster.start()
@@ -90,6 +91,8 @@ class SchedulerActor(Actor):
         await self._roster.stop()
         for pool in await self._leadership.release():
             self._send(self._desk.lose(pool, self.context.clock.now()))
+        for gathering in (self._dispatches, self._answers, self._failures):
+            gathering.flush()
         if self._log_file is not None:
             self._log_file.close()
 
@@ -105,21 +108,19 @@ class SchedulerActor(Actor):
     # -- messages -----------------------------------------------------------------------------------------
 
     @handles(is_on_demand=True)
-    async def submit(self, request: Submit) -> Accepted:
+    def submit(self, request: Submits) -> None:
         """Queue, dispatch or refuse."""
-        call = current_call()
-        outgoing = self._desk.submit(request, call.budget.deadline, call.traceparent, self._now())
-        self._send(outgoing)
-        for item in outgoing:
-            if isinstance(item, Refuse):
-                DECISIONS.labels(decision="refused", code=item.error.code).inc()
-                raise item.error
-        return Accepted(scheduler_id=self.context.actor_id, epoch=self.context.epoch)
+        now = self._now()
+        for submit in request.submits:
+            budget_ms = submit.budget_ms or self._default_budget_ms
+            self._send(self._desk.submit(submit, now + budget_ms / 1000, now))
 
     @handles(is_on_demand=True)
-    async def report(self, report: Report) -> None:
+    def report(self, request: Reports) -> None:
         """Free slots, learn."""
-        self._send(self._desk.report(report, self._now()))
+        now = self._now()
+        for report in request.reports:
+            self._send(self._desk.report(report, now))
 
     @handles(is_on_demand=True, is_control=True)
     async def cancel(self, cancel: Cancel) -> None:
@@ -199,6 +200,9 @@ class SchedulerActor(Actor):
 
     # -- out ----------------------------------------------------------------------------------------------
 
+    def _gathering(self, field: str, *, max_wait: float | None = None) -> Gathering[str]:
+        return Gathering(self.context.bus, field, refused=self._publish_refused, max_wait=max_wait)
+
     def _send(self, outgoing: list[Outgoing]) -> None:
         for item in outgoing:
             match item:
@@ -207,45 +211,47 @@ class SchedulerActor(Actor):
                 case SendCancel(worker_id, cancel):
                     self.context.tell(subjects.worker_cancel(worker_id), cancel, is_control=True)
                 case SendLead(worker_id, lead):
-                    self._publish(subjects.worker_lead(worker_id), lead, CallHeaders(), is_control=True)
+                    self._tell_lead(worker_id, lead)
+                case SendAnswer(reply_to, answer):
+                    if answer.error is not None:
+                        DECISIONS.labels(decision="refused", code=answer.error.code).inc()
+                    self._answers.add(reply_to, encode(answer), answer.request_id)
                 case SendFailure(reply_to, delta):
                     DECISIONS.labels(decision="failed", code=delta.event.error.code).inc()  # type: ignore[union-attr]
-                    self._publish(reply_to, Frame(deltas=[delta]), CallHeaders())
+                    self._failures.add(reply_to, encode(delta), delta.request_id)
                 case ArmTimer(at):
                     self._arm(at)
-                case Refuse():
-                    pass  # the answer of the call at hand
                 case NoteScale(pool, num_instances):
                     WANTED_INSTANCES.labels(pool=pool).set(num_instances)
-        HELD.set(self._desk.num_held)
 
     def _dispatch(self, item: SendDispatch) -> None:
         now = self.context.clock.now()
-        DECISIONS.labels(decision="dispatched", code="").inc()
+        _DISPATCHED.inc()
         QUEUE_SECONDS.observe(now - item.submitted_at)
-        if is_sampled(item.traceparent):
+        traceparent = item.dispatch.traceparent
+        if is_sampled(traceparent):
             end_ns = time.time_ns()
             record_span(
                 semconv.SPAN_QUEUE,
-                parent=item.traceparent,
+                parent=traceparent,
                 start_ns=end_ns - int((now - item.submitted_at) * 1e9),
                 end_ns=end_ns,
                 attributes={semconv.POOL: item.dispatch.pool, semconv.WORKER_ID: item.worker_id},
             )
-        # The request's own budget and trace, not those of the message that freed the slot.
-        budget_ms = max(1, int((item.deadline - now) * 1000))
-        headers = CallHeaders(budget_ms=budget_ms, traceparent=item.traceparent)
-        self._publish(subjects.worker_dispatch(item.worker_id), item.dispatch, headers)
+        subject = subjects.worker_dispatch(item.worker_id)
+        self._dispatches.add(subject, encode(item.dispatch), item.dispatch.request_id)
 
-    def _publish(
-        self, subject: str, message: Message, headers: CallHeaders, *, is_control: bool = False
-    ) -> None:
-        bus = self.context.control if is_control else self.context.bus
+    def _tell_lead(self, worker_id: str, lead: Lead) -> None:
         try:
-            bus.publish(subject, encode(message), headers.encode())
+            self.context.control.publish(subjects.worker_lead(worker_id), encode(lead))
         except SageError as error:
-            # The consumer's silence probe and budget cover what could not be sent.
-            self.context.log.error("publish_refused", subject=subject, code=error.code, reason=error.message)
+            self.context.log.error("lead_refused", worker=worker_id, code=error.code, reason=error.message)
+
+    def _publish_refused(self, request_ids: list[str], error: SageError) -> None:
+        """Say so; the consumer's answer timer, silence probe and budget cover what could not be sent."""
+        self.context.log.error(
+            "publish_refused", request_ids=request_ids, code=error.code, reason=error.message
+        )
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:

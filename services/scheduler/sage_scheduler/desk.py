@@ -40,7 +40,7 @@ from sage_scheduler.outgoing import (
     ArmTimer,
     NoteScale,
     Outgoing,
-    Refuse,
+    SendAnswer,
     SendCancel,
     SendDispatch,
     SendFailure,
@@ -51,6 +51,7 @@ from sage_scheduler.workers import KnownWorkers
 from sage_wire.messages import (
     BATCH_CLASS,
     Announcement,
+    Answer,
     Cancel,
     Delta,
     Dispatch,
@@ -89,6 +90,7 @@ class SchedulingDesk:
         policy: Policy,
         *,
         scheduler_id: str = "",
+        epoch: str = "",
         max_receipts: int = 10_000,
         record: Record | None = None,
         failed: Callable[[str], None] = lambda _: None,
@@ -98,6 +100,7 @@ class SchedulingDesk:
         self._failed = failed
         self._is_clearing = False
         self._scheduler_id = scheduler_id
+        self._epoch = epoch
         self._record = record
         self._pools: dict[str, _Pool] = {}
         self._held = HeldRequests()
@@ -133,25 +136,27 @@ class SchedulingDesk:
 
     # -- from consumers -----------------------------------------------------------------------------------
 
-    def submit(self, submit: Submit, deadline: float, traceparent: str | None, now: float) -> list[Outgoing]:
-        """Take a request. Where it is refused at once, a `Refuse` is among what is returned.
+    def submit(self, submit: Submit, deadline: float, now: float) -> list[Outgoing]:
+        """Take a request. Its consumer is answered, unless it is dispatched at once: then its worker answers.
 
-        Idempotent per (request_id, attempt). `deadline` is absolute, on the clock of `now`.
+        Idempotent per (request_id, attempt); what is submitted again is answered in any case. `deadline` is absolute,
+        on the clock of `now`.
         """
         pool = self._pools.get(submit.pool)
         if pool is None:
             error = Unavailable(f"scheduler {self._scheduler_id} does not lead the pool {submit.pool!r}")
-            return [Refuse(error)]
+            return [self._answer(submit, error)]
         if self._held.was_cancelled(submit.request_id, now):
-            return [Refuse(error_from_code("cancelled", "cancelled before it was submitted"))]
+            return [self._answer(submit, error_from_code("cancelled", "cancelled before it was submitted"))]
         key = key_of(submit.request_id, submit.attempt)
         if key in self._held:
-            return []
-        self._held.add(key, Held(submit, deadline, traceparent, now))
+            return [self._answer(submit)]
+        self._held.add(key, Held(submit, deadline, now))
         outgoing = self._run(_submitted(key, submit, deadline, pool.facts), now, refusable=key)
         held = self._held.get(key)
         if held is not None and held.worker_id is None:
             self._receipts.held(self._subject(held), self._held.num_queued)
+            outgoing.append(self._answer(submit))
         return outgoing
 
     def cancel(self, cancel: Cancel, now: float) -> list[Outgoing]:
@@ -167,28 +172,39 @@ class SchedulingDesk:
     # -- from workers -------------------------------------------------------------------------------------
 
     def report(self, report: Report, now: float) -> list[Outgoing]:
-        """Take a worker's word on a dispatch. Reports on requests of earlier leaders free the slot all the same."""
+        """Take a worker's word on a dispatch. Reports on requests of earlier leaders free the slot all the same.
+
+        An end implies what was not reported before it. When the first of several tokens came is not known then, so
+        nothing is learned from it; a single token tells how long its prompt took.
+        """
         if report.pool not in self._pools:
             return []
         key = key_of(report.request_id, report.attempt)
         held = self._held.get(key)
         elapsed_ms = 0.0 if held is None else (now - held.dispatched_at) * 1000
         event: Event
+        outgoing: list[Outgoing] = []
         match report.event:
             case ReportEvent.STARTED:
                 if held is not None:
                     held.is_started = True
                 event = Started(key)
             case ReportEvent.FIRST_TOKEN:
-                if held is not None:
-                    self._receipts.started(report, elapsed_ms)
-                event = FirstToken(key, report.num_cached)
+                event = self._first_token(key, held, report, elapsed_ms)
             case ReportEvent.FINISHED | ReportEvent.FAILED | ReportEvent.CANCELLED:
+                if held is not None and report.num_tokens == 1 and not held.has_token:
+                    outgoing = self._run(self._first_token(key, held, report, elapsed_ms), now)
                 if self._held.release(key) is not None:
                     self._receipts.ended(report, elapsed_ms)
                 self._workers.forget_key(report.worker_id, key)
                 event = Finished(key, report.num_tokens)
-        return self._run(event, now)
+        return outgoing + self._run(event, now)
+
+    def _first_token(self, key: str, held: Held | None, report: Report, elapsed_ms: float) -> FirstToken:
+        if held is not None:
+            held.is_started = held.has_token = True
+            self._receipts.started(report, elapsed_ms)
+        return FirstToken(key, report.num_cached)
 
     def worker_heard(self, announcement: Announcement, now: float) -> list[Outgoing]:
         """Take the announcement of a worker that takes work: its pools, limits, load, and what it runs."""
@@ -292,8 +308,18 @@ class SchedulingDesk:
                 outgoing += self._run(Progressed(key, num_tokens), now)
         return outgoing
 
+    def _answer(self, submit: Submit, error: SageError | None = None) -> SendAnswer:
+        answer = Answer(
+            request_id=submit.request_id,
+            attempt=submit.attempt,
+            scheduler_id=self._scheduler_id,
+            epoch=self._epoch,
+            error=None if error is None else WireError.of(error),
+        )
+        return SendAnswer(submit.reply_to, answer)
+
     def _run(self, event: Event, now: float, refusable: str | None = None) -> list[Outgoing]:
-        """Give the policy an event. That `refusable` is shed is told as `Refuse`, others to their consumers."""
+        """Give the policy an event. That `refusable` is shed is the answer to its submit; of others, a failure."""
         try:
             commands = list(self._policy.handle(event, now))
             for command in commands:
@@ -305,14 +331,16 @@ class SchedulingDesk:
             self._record(event, now, commands)
         if not commands:
             return []
-        sizes = Counter(command.batch for command in commands if isinstance(command, DispatchCommand))
+        sizes: Counter[int] | None = None
         outgoing: list[Outgoing] = []
         for command in commands:
             match command:
                 case DispatchCommand(key, instance_id):
                     held = self._held.get(key)
                     if held is not None and self._is_known(instance_id, held.submit.pool):
-                        size = sizes[command.batch] if command.batch else 0
+                        if command.batch and sizes is None:
+                            sizes = _batch_sizes(commands)
+                        size = 0 if sizes is None else sizes[command.batch]
                         outgoing += self._dispatched(command, size, now)
                         continue
                     if held is not None:
@@ -345,9 +373,12 @@ class SchedulingDesk:
         held = self._held.release(command.key)
         if held is not None:
             self._receipts.decided(self._subject(held), command)
-        if command.key == refusable:
-            return [Refuse(_shed_error(command))]
-        return [] if held is None else [_failure(held.submit, _shed_error(command))]
+        if held is None:
+            return []
+        error = _shed_error(command)
+        return [
+            self._answer(held.submit, error) if command.key == refusable else _failure(held.submit, error)
+        ]
 
     def _clear(self, failure: str, now: float, refusable: str | None) -> list[Outgoing]:
         """The policy raised: what waits may never be decided, so it fails at once; what runs goes on.
@@ -387,8 +418,10 @@ class SchedulingDesk:
             batch_size=batch_size,
             slo_class=submit.slo_class,
             targets=_later(submit.targets, waited_ms),
+            budget_ms=max(1, int((held.deadline - now) * 1000)),
+            traceparent=submit.traceparent,
         )
-        return [SendDispatch(command.instance_id, dispatch, held.deadline, held.traceparent, held.since)]
+        return [SendDispatch(command.instance_id, dispatch, held.since)]
 
     def _subject(self, held: Held, batch_size: int = 0) -> Subject:
         submit = held.submit
@@ -416,6 +449,12 @@ def _submitted(key: str, submit: Submit, deadline: float, facts: PoolFacts) -> S
         downstream_seconds=targets.downstream_ms / 1000,
         blocks=tuple(size.blocks),
         route=submit.route,
+    )
+
+
+def _batch_sizes(commands: list[Command]) -> Counter[int]:
+    return Counter(
+        command.batch for command in commands if isinstance(command, DispatchCommand) and command.batch
     )
 
 

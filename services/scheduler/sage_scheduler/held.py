@@ -22,12 +22,13 @@ class Held:
 
     submit: Submit
     deadline: float
-    traceparent: str | None
     since: float
     worker_id: str | None = None
     dispatched_at: float = 0.0
     is_started: bool = False
     """Its worker said that it has it."""
+    has_token: bool = False
+    """Its worker said that it began to answer."""
     num_tokens: int = 0
 
 

@@ -166,11 +166,13 @@ class Leadership:
                     # A short outage may have left just enough time.
                     await self._reconnected.wait()
             if self._context.control.is_connected:
-                await asyncio.gather(*(self._renew_one(pool) for pool in list(self._held)))
+                await asyncio.gather(*(self._renew_one(pool, held) for pool, held in self._held.items()))
             self.sweep(self._context.clock.now())
 
-    async def _renew_one(self, pool: str) -> None:
-        held, started = self._held[pool], self._context.clock.now()
+    async def _renew_one(self, pool: str, held: _Held) -> None:
+        started = self._context.clock.now()
+        if self._held.get(pool) is not held:
+            return  # lost since it was listed: renewals run side by side, and any event may sweep
         try:
             async with asyncio.timeout(self._ttl / 2):
                 await held.lease.renew()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
-from sage_core import SageError
-from sage_wire.messages import Cancel, Delta, Dispatch, Lead
+from sage_wire.messages import Answer, Cancel, Delta, Dispatch, Lead
 
 __all__ = [
     "ArmTimer",
     "NoteScale",
     "Outgoing",
-    "Refuse",
+    "SendAnswer",
     "SendCancel",
     "SendDispatch",
     "SendFailure",
@@ -19,61 +18,53 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answer the submit at hand with this error."""
+class SendAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Tell a consumer what becomes of a submit: it is held, or refused."""
 
-    error: SageError
+    reply_to: str
+    answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class SendDispatch:
+class SendDispatch(msgspec.Struct, frozen=True, gc=False):
     """Tell a worker to start. `submitted_at` is on the desk's clock, for the queue-wait span."""
 
     worker_id: str
     dispatch: Dispatch
-    deadline: float
-    traceparent: str | None
     submitted_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class SendCancel:
+class SendCancel(msgspec.Struct, frozen=True, gc=False):
     """Tell a worker to stop."""
 
     worker_id: str
     cancel: Cancel
 
 
-@dataclass(frozen=True, slots=True)
-class SendLead:
+class SendLead(msgspec.Struct, frozen=True, gc=False):
     """Tell a worker who leads one of its pools."""
 
     worker_id: str
     lead: Lead
 
 
-@dataclass(frozen=True, slots=True)
-class SendFailure:
+class SendFailure(msgspec.Struct, frozen=True, gc=False):
     """Tell a consumer that its request is over, or must be submitted again."""
 
     reply_to: str
     delta: Delta
 
 
-@dataclass(frozen=True, slots=True)
-class ArmTimer:
+class ArmTimer(msgspec.Struct, frozen=True, gc=False):
     """Call `SchedulingDesk.timer` at `at`; replaces an earlier one."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class NoteScale:
+class NoteScale(msgspec.Struct, frozen=True, gc=False):
     """The pool would keep its targets with so many instances."""
 
     pool: str
     num_instances: int
 
 
-Outgoing = Refuse | SendDispatch | SendCancel | SendLead | SendFailure | ArmTimer | NoteScale
+Outgoing = SendAnswer | SendDispatch | SendCancel | SendLead | SendFailure | ArmTimer | NoteScale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -113,6 +114,58 @@ async def test_values_of_a_bucket_with_a_time_to_live_expire_and_watchers_are_to
     assert await values.list() == {}
     assert await values.create("key", b"2") > first
     await watch.aclose()
+
+
+async def test_a_value_expires_after_its_own_time_to_live(cluster):
+    values = await (await cluster.connect()).key_value(f"b{new_id()}")
+    await values.put("short", b"1", ttl=1.0)
+    await values.put("long", b"1", ttl=60.0)
+    await values.put("for_ever", b"1")
+    watch = values.watch()
+    async with asyncio.timeout(10):
+        async for entry in watch:
+            if entry.value is None:
+                break
+    await watch.aclose()
+    assert entry.key == "short"
+    assert sorted(await values.list()) == ["for_ever", "long"]
+
+
+async def test_a_full_bucket_with_a_size_lets_the_oldest_values_go(cluster):
+    bus, name = await cluster.connect(), f"b{new_id()}"
+    values = await bus.key_value(name, max_bytes=100_000)
+    for number in range(12):
+        await values.put(f"key.{number}", bytes(20_000))
+    assert await values.get("key.0") is None
+    assert await values.get("key.11") is not None
+    assert len(await values.list()) in (4, 5)
+    larger = await bus.key_value(name, max_bytes=1_000_000)
+    for number in range(12):
+        await larger.put(f"key.{number}", bytes(20_000))
+    assert len(await larger.list()) == 12
+
+
+async def test_an_entry_tells_when_the_server_stored_it(cluster):
+    values = await (await cluster.connect()).key_value(f"b{new_id()}")
+    before = time.time()
+    await values.put("key", b"1")
+    after = time.time()
+    found = await values.get("key")
+    assert found is not None
+    # The server of these tests is on this host, so its clock is ours; it is read to the microsecond.
+    assert before - 0.001 <= found.stored_at <= after + 0.001
+    assert (await values.list())["key"].stored_at == pytest.approx(found.stored_at, abs=0.001)
+
+
+async def test_a_bucket_that_is_not_durable_is_a_bucket(cluster):
+    values = await (await cluster.connect()).key_value(f"b{new_id()}", ttl=60, is_durable=False)
+    first = await values.create("key", b"1")
+    second = await values.update("key", b"2", first)
+    with pytest.raises(Conflict):
+        await values.update("key", b"3", first)
+    found = await values.get("key")
+    assert found is not None
+    assert (found.value, found.revision) == (b"2", second)
 
 
 # Leases

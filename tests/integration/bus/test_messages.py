@@ -116,11 +116,56 @@ async def test_publish_never_waits_and_refuses_where_the_queue_is_full(cluster):
     await bus.subscribe("tests.full", inbox)
     with pytest.raises(Overloaded) as refused:  # noqa: PT012 - which one is refused is not promised
         for _ in range(1000):
-            bus.publish("tests.full", b"x")
+            bus.publish("tests.full", b"x" * 100_000)
     assert refused.value.retry_after
     await inbox.wait(64)
     bus.publish("tests.full", b"y")
-    await inbox.wait(65)
+    while inbox.messages[-1].payload != b"y":
+        await inbox.wait(len(inbox.messages) + 1)
+
+
+async def test_whoever_publishes_may_be_told_that_nobody_listens(cluster):
+    sender, receiver = await cluster.connect(), await cluster.connect()
+    inbox, told = Inbox(), asyncio.Queue()
+    await receiver.subscribe("tests.heard", inbox)
+    for number in range(3):
+        sender.publish("tests.heard", b"", unheard=lambda: told.put_nowait("heard"))
+        sender.publish("tests.nobody", b"", unheard=lambda number=number: told.put_nowait(number))
+    assert [await asyncio.wait_for(told.get(), 2) for _ in range(3)] == [0, 1, 2]
+    await inbox.wait(3)
+    await sender.round_trip()
+    assert told.empty()
+    assert [message.headers for message in inbox.messages] == [{}] * 3
+
+
+async def test_a_message_has_a_reply_subject_or_is_told_as_unheard(cluster):
+    bus = await cluster.connect()
+    with pytest.raises(ValueError, match="reply"):
+        bus.publish("tests.both", b"", reply="_INBOX.1", unheard=lambda: None)
+
+
+async def test_what_arrives_together_is_answered_together(cluster):
+    sender, receiver = await cluster.connect(), await cluster.connect()
+    inbox, waiting = Inbox(), list[bytes]()
+
+    def answer() -> None:
+        receiver.publish("tests.answers", b",".join(waiting))
+        waiting.clear()
+
+    def hear(message: Received) -> None:
+        if not waiting:
+            receiver.soon(answer)
+        waiting.append(message.payload)
+
+    await receiver.subscribe("tests.asked", hear)
+    await sender.subscribe("tests.answers", inbox)
+    for number in range(50):
+        sender.publish("tests.asked", str(number).encode())
+    async with asyncio.timeout(5):
+        while sum(len(message.payload.split(b",")) for message in inbox.messages) < 50:
+            await inbox.wait(len(inbox.messages) + 1)
+    numbers = b",".join(message.payload for message in inbox.messages).split(b",")
+    assert numbers == [str(number).encode() for number in range(50)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sage_bus.testing import NatsServer
 from sage_client import RequestPort, RequestStream
 from sage_core import BusSettings
 from sage_wire import decode, encode, raw, subjects
-from sage_wire.messages import Dispatch, Failed, Frame, Generate, TextPrompt, Tokens
+from sage_wire.messages import Dispatch, Dispatches, Failed, Frame, Generate, TextPrompt, Tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -207,7 +207,7 @@ async def test_a_dispatch_of_an_earlier_leader_is_refused_by_workers_that_never_
             work=raw(WORK),
             fence=fence_before,
         )
-        bus.publish(subjects.worker_dispatch(worker), encode(late))
+        bus.publish(subjects.worker_dispatch(worker), encode(Dispatches(dispatches=[late])))
         frame = decode(Frame, (await asyncio.wait_for(frames.get(), 5)).payload)
         event = frame.deltas[0].event
         assert isinstance(event, Failed)

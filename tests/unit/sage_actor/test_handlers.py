@@ -93,7 +93,7 @@ def _twice() -> Any:
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (_not_async, "not an `async def`"),
+        (_not_async, "answers, but is not an `async def`"),
         (_no_request, "takes 0 arguments"),
         (_untyped, "subclass of Message"),
         (_no_return, "what it returns"),

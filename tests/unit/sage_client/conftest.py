@@ -14,17 +14,20 @@ from sage_client import RequestPort, RetryRules
 from sage_core import NotFound, SageError
 from sage_core.settings import ActorSettings
 from sage_wire import decode, encode, subjects
-from sage_wire.headers import ERROR
 from sage_wire.messages import (
-    Accepted,
+    Answer,
     Cancel,
     Completed,
     Dispatch,
+    Dispatches,
     Event,
+    Frame,
     Generate,
     Report,
+    Reports,
     ServedModel,
     Submit,
+    Submits,
     TextPrompt,
     Tokens,
     Usage,
@@ -33,7 +36,7 @@ from sage_wire.messages import (
 from sage_worker import Assigned, Worker
 
 POOL = "words"
-RULES = RetryRules(backoff=0.002, max_backoff=0.01, patience=0.1, silence=0.03, grace=0.03)
+RULES = RetryRules(backoff=0.002, max_backoff=0.01, patience=0.1, answer=0.05, silence=0.03, grace=0.03)
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -100,24 +103,26 @@ class ForwardingScheduler:
         self.epoch = "e1"
         self.is_holding = False
         self.refusal: SageError | None = None
+        self.refusals: dict[str, SageError] = {}
+        self.batches: list[int] = []
         self.submits: list[Submit] = []
         self.cancels: list[Cancel] = []
         self.reports: list[Report] = []
-        self.held: list[Received] = []
+        self.held: list[Submit] = []
+        self.is_silent = False
 
     async def start(self) -> None:
         self.subscriptions = [
-            await self.bus.subscribe(subjects.ALL_SUBMITS, self._on_submit),
+            await self.bus.subscribe(subjects.ALL_SUBMITS, self._on_submits),
             await self.bus.subscribe(subjects.ALL_CANCELS, self._on_cancel),
-            await self.bus.subscribe(subjects.ALL_REPORTS, self._on_report),
+            await self.bus.subscribe(subjects.ALL_REPORTS, self._on_reports),
         ]
 
     async def stop(self) -> None:
         for subscription in self.subscriptions:
             await subscription.unsubscribe()
 
-    def dispatch(self, received: Received) -> None:
-        submit = decode(Submit, received.payload)
+    def dispatch(self, submit: Submit) -> None:
         dispatch = Dispatch(
             request_id=submit.request_id,
             attempt=submit.attempt,
@@ -125,30 +130,48 @@ class ForwardingScheduler:
             reply_to=submit.reply_to,
             work=submit.work,
             queue_ms=1.5,
+            budget_ms=submit.budget_ms,
+            traceparent=submit.traceparent,
         )
-        self.bus.publish(subjects.worker_dispatch(self.worker_id), encode(dispatch), received.headers)
+        message = Dispatches(dispatches=[dispatch])
+        self.bus.publish(subjects.worker_dispatch(self.worker_id), encode(message))
 
-    def _on_submit(self, received: Received) -> None:
-        submit = decode(Submit, received.payload)
-        self.submits.append(submit)
-        assert received.reply is not None
-        refusal = self.refusal
+    def answer(self, submit: Submit, error: SageError | None = None) -> None:
+        wire_error = None if error is None else WireError.of(error)
+        answer = Answer(
+            request_id=submit.request_id,
+            attempt=submit.attempt,
+            scheduler_id="s1",
+            epoch=self.epoch,
+            error=wire_error,
+        )
+        self.bus.publish(submit.reply_to, encode(Frame(answers=[answer])))
+
+    def _on_submits(self, received: Received) -> None:
+        submits = decode(Submits, received.payload).submits
+        self.batches.append(len(submits))
+        for submit in submits:
+            self.submits.append(submit)
+            if not self.is_silent:
+                self._take(submit)
+
+    def _take(self, submit: Submit) -> None:
+        refusal = self.refusals.get(submit.request_id, self.refusal)
         if submit.pool not in self.pools:
             refusal = NotFound(f"no pool {submit.pool!r}; known: {', '.join(self.pools)}")
         if refusal is not None:
-            self.bus.publish(received.reply, encode(WireError.of(refusal)), {ERROR: "1"})
-            return
-        self.bus.publish(received.reply, encode(Accepted(scheduler_id="s1", epoch=self.epoch)))
-        if self.is_holding:
-            self.held.append(received)
+            self.answer(submit, refusal)
+        elif self.is_holding:
+            self.answer(submit)
+            self.held.append(submit)
         else:
-            self.dispatch(received)
+            self.dispatch(submit)
 
     def _on_cancel(self, received: Received) -> None:
         self.cancels.append(decode(Cancel, received.payload))
 
-    def _on_report(self, received: Received) -> None:
-        self.reports.append(decode(Report, received.payload))
+    def _on_reports(self, received: Received) -> None:
+        self.reports += decode(Reports, received.payload).reports
 
 
 class Cluster:

@@ -23,6 +23,7 @@ from sage_wire.messages import (
     Event,
     Generate,
     Hit,
+    Image,
     Index,
     Message,
     Output,
@@ -34,8 +35,11 @@ from sage_wire.messages import (
     Scores,
     ServedModel,
     Split,
+    Tokenize,
     TokenPrompt,
     Tokens,
+    ToolCall,
+    ToolDefinition,
     Usage,
     Vectors,
     WorkSize,
@@ -243,3 +247,22 @@ def test_work_is_measured_without_being_sent(name: str, size: WorkSize) -> None:
 
 def test_token_prompts_count_as_the_text_they_stand_for() -> None:
     assert measure(Generate(model="m", prompt=TokenPrompt(token_ids=[1] * 10))).num_chars == 40
+
+
+def test_tools_and_calls_and_images_count_as_part_of_the_prompt() -> None:
+    def size(*messages: ChatMessage, tools: list[ToolDefinition] | None = None) -> WorkSize:
+        return measure(Generate(model="m", prompt=ChatPrompt(messages=list(messages), tools=tools or [])))
+
+    plain = size(ChatMessage(role="user", content="x" * 40))
+    assert plain.num_prompt_tokens == 4 + 10
+    tool = ToolDefinition(name="find", description="d" * 20, parameters="p" * 40)
+    with_tool = size(ChatMessage(role="user", content="x" * 40), tools=[tool])
+    assert with_tool.num_prompt_tokens == plain.num_prompt_tokens + 16 + 64 // 4
+    assert with_tool.num_chars == plain.num_chars + 64
+    call = ToolCall(id="1", name="find", arguments="a" * 36)
+    with_call = size(ChatMessage(role="assistant", content="", tool_calls=[call], reasoning="r" * 8))
+    assert with_call.num_prompt_tokens == 4 + 2 + 8 + 10
+    image = Image(media_type="image/png", data=b"x" * 100_000)
+    assert size(ChatMessage(role="user", content="", images=[image] * 2)).num_prompt_tokens == 4 + 2 * 256
+    work = Tokenize(model="m", prompt=ChatPrompt(messages=[ChatMessage(role="user", content="x" * 40)]))
+    assert measure(work).num_chars == 40

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from sage_bus import BusEvent
-from sage_client import RequestPort, RequestStream
+from sage_client import OpenRequest, RequestPort, RequestStream
 from sage_client.request_state import Phase
 from sage_core import (
     BadRequest,
@@ -18,8 +20,10 @@ from sage_core import (
     DeadlineExceeded,
     EngineError,
     Internal,
+    LimitExceeded,
     NotFound,
     Overloaded,
+    SageError,
     Unavailable,
 )
 from sage_wire import encode, subjects
@@ -27,6 +31,7 @@ from sage_wire.messages import (
     Announcement,
     Completed,
     Delta,
+    Event,
     Frame,
     Generate,
     Started,
@@ -56,7 +61,7 @@ async def test_a_request_is_answered_in_order_and_ends_with_completed(cluster) -
     assert stream.queue_ms == 1.5
     assert stream.attempt == 0
     assert cluster.port.num_open == 0
-    await cluster.reports("started", "first_token", "finished")
+    await cluster.reports("first_token", "finished")
     assert cluster.scheduler.reports[-1].num_tokens == 3
 
 
@@ -92,7 +97,7 @@ async def test_a_bad_request_fails_alone(cluster) -> None:
     with pytest.raises(BadRequest, match="no such voice") as raised:
         await text_of(stream)
     assert raised.value.param == "voice"
-    await cluster.reports("started", "failed")
+    await cluster.reports("failed")
 
 
 async def test_a_bug_in_the_engine_fails_its_request_and_no_other(cluster) -> None:
@@ -174,7 +179,7 @@ async def test_cancel_while_queued_tells_the_scheduler(cluster) -> None:
     assert [cancel.request_id for cancel in cluster.scheduler.cancels] == [stream.request_id]
     # The dispatch was on its way all the same: its slot is freed when it starts.
     cluster.scheduler.dispatch(cluster.scheduler.held[0])
-    await cluster.reports("started", "cancelled")
+    await cluster.reports("cancelled")
 
 
 async def test_cancel_while_streaming_frees_the_slot_and_ends_the_generator(cluster) -> None:
@@ -185,7 +190,7 @@ async def test_cancel_while_streaming_frees_the_slot_and_ends_the_generator(clus
     stream.cancel()
     with pytest.raises(Cancelled):
         await anext(stream)
-    await cluster.reports("started", "first_token", "cancelled")
+    await cluster.reports("first_token", "cancelled")
     assert cluster.script.closed == [f"{stream.request_id}/0"]
     assert len(cluster.scheduler.cancels) == 1
 
@@ -209,7 +214,7 @@ async def test_a_reader_that_is_cancelled_or_leaves_cancels_its_request(cluster)
         await reading
     async with cluster.port.submit(POOL, say("a b"), budget=5) as left:
         await anext(left)
-    await cluster.reports("started", "first_token", "cancelled")
+    await cluster.reports("first_token", "cancelled")
     assert cluster.port.num_open == 0
     assert len(cluster.script.closed) == 2
 
@@ -271,7 +276,7 @@ async def test_a_lost_last_frame_is_found_by_what_the_worker_lists(cluster) -> N
     frames = cluster.workers["w1"].actor._frames
     publish, frames._publish = frames._publish, lambda *_: None
     cluster.script.gate.set()
-    await cluster.reports("started", "first_token", "finished")
+    await cluster.reports("first_token", "finished")
     frames._publish = publish
     assert await text_of(stream) == "two "
     assert stream.attempt == 1
@@ -329,7 +334,6 @@ async def test_draining_hands_over_what_does_not_fit(cluster) -> None:
     assert first + await text_of(stream) == "one two three "
     assert stream.worker_id == "w2"
     assert [report.event.value for report in cluster.scheduler.reports if report.worker_id == "w1"] == [
-        "started",
         "first_token",
         "failed",
     ]
@@ -359,7 +363,7 @@ async def test_closing_the_port_cancels_what_is_open(cluster) -> None:
     await cluster.port.close()
     with pytest.raises(Cancelled):
         await anext(stream)
-    await cluster.reports("started", "first_token", "cancelled")
+    await cluster.reports("first_token", "cancelled")
     with pytest.raises(Unavailable):
         cluster.port.submit(POOL, say("a"), budget=5)
 
@@ -423,6 +427,20 @@ async def test_a_pool_that_nobody_announces_is_not_found_once_everybody_has_been
     await port.close()
 
 
+async def test_a_pool_that_has_served_is_awaited_though_nobody_announces_it(cluster) -> None:
+    rules = replace(cluster.port._rules, discovery=0.0, patience=5.0)
+    port = RequestPort(cluster.broker.connect("c7"), roster=GivenRoster("w9", []), rules=rules)
+    await port.start()
+    assert await text_of(port.submit(POOL, say("a"), budget=5)) == "a "
+    await cluster.scheduler.stop()
+    stream = port.submit(POOL, say("b"), budget=5)
+    await cluster.until(lambda: stream.attempt > 1)
+    assert not stream.is_finished
+    await cluster.scheduler.start()
+    assert await text_of(stream) == "b "
+    await port.close()
+
+
 async def test_targets_route_and_size_travel_with_the_submit(cluster) -> None:
     targets = Targets(ttft_ms=500.0, started_ago_ms=40.0)
     await text_of(cluster.port.submit(POOL, say("one two"), budget=5, targets=targets, route="/v1/x"))
@@ -435,7 +453,7 @@ async def test_the_clock_of_the_targets_goes_on_over_attempts_until_something_wa
     port, scheduler = cluster.port, cluster.scheduler
     scheduler.is_holding = True
     stream = port.submit(POOL, say("one two"), budget=5, targets=Targets(started_ago_ms=100.0))
-    await cluster.until(lambda: stream.state.phase is Phase.ACCEPTED)
+    await cluster.until(lambda: stream.request.state.phase is Phase.ACCEPTED)
     await asyncio.sleep(0.02)
     port._on_bus_event(BusEvent.RECONNECTED, "")
     await cluster.until(lambda: len(scheduler.held) == 2)
@@ -447,3 +465,171 @@ async def test_the_clock_of_the_targets_goes_on_over_attempts_until_something_wa
     await cluster.until(lambda: len(scheduler.held) == 3)
     assert scheduler.submits[-1].targets.started_ago_ms == 100.0, "the next piece is waited for anew"
     stream.cancel()
+
+
+class Kept:
+    """A sink that keeps what it got, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Event]] = []
+        self.ends: list[SageError | None] = []
+
+    def deliver(self, events: list[Event]) -> None:
+        assert not self.ends, "nothing comes after the end"
+        self.calls.append(events)
+
+    def finish(self, error: SageError | None) -> None:
+        self.ends.append(error)
+
+
+async def test_a_sink_is_called_once_per_frame_and_ended_once(cluster) -> None:
+    sink = Kept()
+    request = cluster.port.open(POOL, say("one two"), sink, budget=5)
+    assert (sink.calls, request.is_finished) == ([], False)
+    await cluster.until(lambda: bool(sink.ends))
+    assert all(sink.calls)
+    events = [event for call in sink.calls for event in call]
+    assert [type(event) for event in events] == [Tokens, Tokens, Completed]
+    assert sink.ends == [None]
+    assert request.is_finished
+    request.cancel()
+    assert sink.ends == [None]
+
+
+async def test_what_one_frame_brings_is_one_call(cluster) -> None:
+    cluster.scheduler.is_silent = True
+    sinks = [Kept(), Kept()]
+    requests = [cluster.port.open(POOL, say("a"), sink, budget=5) for sink in sinks]
+    deltas = []
+    for seq, event in enumerate([Started(worker_id="w9", model=POOL), Tokens(text="a"), Tokens(text="b")]):
+        deltas += [
+            Delta(request_id=request.request_id, attempt=0, seq=seq, event=event) for request in requests
+        ]
+    deltas.append(Delta(request_id=requests[0].request_id, attempt=0, seq=3, event=Completed()))
+    cluster.scheduler.bus.publish(subjects.frames("consumer-1"), encode(Frame(deltas=deltas)))
+    await cluster.until(lambda: bool(sinks[1].calls))
+    text = [Tokens(text="a"), Tokens(text="b")]
+    assert sinks[0].calls == [[*text, Completed()]]
+    assert sinks[1].calls == [text]
+    assert (sinks[0].ends, sinks[1].ends) == ([None], [])
+    requests[1].cancel("enough")
+    assert [type(error) for error in sinks[1].ends] == [Cancelled]
+
+
+async def test_a_sink_that_fails_costs_its_own_request_alone(cluster) -> None:
+    class Broken(Kept):
+        def deliver(self, events: list[Event]) -> None:
+            raise ZeroDivisionError("bug")
+
+    broken = Broken()
+    cluster.port.open(POOL, say("a"), broken, budget=5)
+    assert await text_of(cluster.port.submit(POOL, say("b"), budget=5)) == "b "
+    await cluster.until(lambda: bool(broken.ends))
+    assert cluster.port.num_open == 0
+
+
+async def test_all_submits_of_a_turn_are_one_message_and_no_task(cluster) -> None:
+    tasks = asyncio.all_tasks()
+    sinks = [Kept() for _ in range(8)]
+    for sink in sinks:
+        cluster.port.open(POOL, say("a"), sink, budget=5)
+    assert asyncio.all_tasks() == tasks
+    await cluster.until(lambda: all(sink.ends for sink in sinks))
+    assert cluster.scheduler.batches == [8]
+
+
+async def test_of_a_batch_that_is_refused_in_part_the_rest_is_served(cluster) -> None:
+    cluster.scheduler.refusals = {
+        "full": Overloaded("200 wait already", retry_after=7.0),
+        "bad": BadRequest("no such voice"),
+    }
+    sinks = {name: Kept() for name in ("first", "full", "bad", "last")}
+    for name, sink in sinks.items():
+        cluster.port.open(POOL, say("a"), sink, budget=5, request_id=name)
+    await cluster.until(lambda: all(sink.ends for sink in sinks.values()))
+    ends = {name: sink.ends for name, sink in sinks.items()}
+    assert (ends["first"], ends["last"]) == ([None], [None])
+    assert isinstance(ends["full"][0], Overloaded)
+    assert isinstance(ends["bad"][0], BadRequest)
+    assert cluster.scheduler.batches == [4]
+
+
+async def test_large_submits_are_sent_in_several_messages_and_one_too_large_fails_alone(cluster) -> None:
+    broker = cluster.broker
+    broker.max_payload = 3 * 2**20
+    port = RequestPort(broker.connect("large"), rules=replace(cluster.port._rules, answer=5.0))
+    await port.start()
+    streams = [port.submit(POOL, say("x" * 700_000), budget=5) for _ in range(3)]
+    with pytest.raises(LimitExceeded):
+        await text_of(port.submit(POOL, say("x" * 4 * 2**20), budget=5))
+    for stream in streams:
+        assert len(await text_of(stream)) == 700_001
+    assert cluster.scheduler.batches == [1, 1, 1]
+    await port.close()
+
+
+async def test_a_lost_answer_is_asked_for_again_and_twice_is_once(cluster) -> None:
+    scheduler = cluster.scheduler
+    scheduler.is_silent = True
+    stream = cluster.port.submit(POOL, say("a b"), budget=5)
+    await cluster.until(lambda: len(scheduler.submits) == 2)
+    first, second = scheduler.submits
+    assert (first.request_id, first.attempt, first.work) == (second.request_id, second.attempt, second.work)
+    assert second.budget_ms <= first.budget_ms
+    for submit in (first, second):
+        scheduler.answer(submit)
+    await cluster.until(lambda: stream.request.state.phase is Phase.ACCEPTED)
+    for submit in (first, second):
+        scheduler.dispatch(submit)
+    assert await text_of(stream) == "a b "
+    assert stream.attempt == 0
+    assert cluster.script.closed == [f"{stream.request_id}/0"], "it ran once"
+
+
+async def test_a_scheduler_that_dies_between_submit_and_dispatch_loses_nothing(cluster) -> None:
+    scheduler = cluster.scheduler
+    scheduler.is_silent = True
+    stream = cluster.port.submit(POOL, say("a b"), budget=5)
+    await cluster.until(lambda: len(scheduler.submits) == 1)
+    await scheduler.stop()
+    await asyncio.sleep(0.06)
+    scheduler.is_silent = False
+    await scheduler.start()
+    assert await text_of(stream) == "a b "
+    assert len({submit.attempt for submit in scheduler.submits}) == len(scheduler.submits)
+
+
+async def test_what_was_submitted_while_cut_off_is_submitted_anew(cluster) -> None:
+    bus = cluster.broker.connect("c6")
+    port = RequestPort(bus, rules=cluster.port._rules)
+    await port.start()
+    bus.disconnect()
+    stream = port.submit(POOL, say("a"), budget=5)
+    await asyncio.sleep(0.005)
+    assert cluster.scheduler.submits == []
+    bus.reconnect()
+    assert await text_of(stream) == "a "
+    await port.close()
+
+
+class Knowing(Kept):
+    """A sink that knows its request, as most do."""
+
+    request: OpenRequest
+
+
+async def test_requests_that_ended_leave_nothing_behind(cluster) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        sinks = [Knowing()]
+        sinks[0].request = cluster.port.open(POOL, say("a"), sinks[0], budget=5)
+        stream = cluster.port.submit(POOL, say("a"), budget=5)
+        await text_of(stream)
+        await cluster.until(lambda: bool(sinks[0].ends))
+        left = [weakref.ref(sinks[0]), weakref.ref(stream)]
+        del sinks[0], stream
+        await asyncio.sleep(0)
+        assert [each() for each in left] == [None, None], "no cycle is left to the garbage collector"
+    finally:
+        gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,6 @@ from sage_client.request_events import (
 from sage_client.request_state import Phase, RequestState, RetryRules
 from sage_core import BadRequest, Cancelled, DeadlineExceeded, NotFound, Overloaded, Unavailable, WorkerLost
 from sage_wire.messages import (
-    Accepted,
     Annotated,
     Completed,
     Delta,
@@ -51,7 +51,6 @@ from sage_wire.messages import (
 
 WORK = Generate(model="m", prompt=TextPrompt(text="p"))
 ANSWER = [f"w{index} " for index in range(6)]
-ACCEPTED = Accepted(scheduler_id="scheduler-1", epoch="e1")
 
 
 class Driver:
@@ -91,7 +90,7 @@ class Driver:
         return self.feed(Delta(request_id="r", attempt=attempt, seq=seq, event=event))
 
     def start(self, worker: str = "w1") -> None:
-        self.feed(Answered(self.state.attempt, ACCEPTED))
+        self.feed(Answered(self.state.attempt, "scheduler-1"))
         self.delta(0, Started(worker_id=worker, model="m", queue_ms=2.0))
 
     def fail(self, seq: int, code: str, *, retryable: bool) -> None:
@@ -122,7 +121,7 @@ def test_events_in_order_are_handed_on_and_the_end_comes_once() -> None:
 def test_started_may_overtake_the_schedulers_answer() -> None:
     driver = Driver()
     driver.delta(0, Started(worker_id="w1", model="m"))
-    driver.feed(Answered(0, ACCEPTED))
+    driver.feed(Answered(0, "scheduler-1"))
     driver.feed(Refused(0, Unavailable("the answer was late")))
     driver.delta(1, Completed())
     assert driver.finished == [Finish(None)]
@@ -252,7 +251,7 @@ def test_where_nobody_knows_silence_is_a_loss_only_after_a_reconnect() -> None:
 
 def test_a_schedulers_death_resubmits_what_had_not_started_and_only_that() -> None:
     waiting, running = Driver(), Driver()
-    waiting.feed(Answered(0, ACCEPTED))
+    waiting.feed(Answered(0, "scheduler-1"))
     running.start()
     for driver in (waiting, running):
         driver.feed(SchedulerGone("scheduler-2"))
@@ -262,15 +261,115 @@ def test_a_schedulers_death_resubmits_what_had_not_started_and_only_that() -> No
     assert len(running.submits) == 1
 
 
+def test_a_submit_without_a_word_is_sent_again_as_it_was_and_given_up_after_as_long_again() -> None:
+    driver = Driver()
+    driver.fire()
+    assert driver.now == RetryRules().answer
+    assert driver.submits == [SendSubmit(0, WORK), SendSubmit(0, WORK)]
+    assert driver.cancels == []
+    driver.fire()
+    assert (driver.state.attempt, driver.state.phase) == (1, Phase.BACKOFF)
+    assert driver.cancels == [SendCancel(0, None, driver.cancels[0].reason)]
+    driver.fire()
+    assert driver.submits[2:] == [SendSubmit(1, WORK)]
+
+
+def test_a_lost_answer_costs_a_repetition_and_nothing_else() -> None:
+    driver = Driver()
+    driver.fire()
+    driver.start()
+    driver.delta(1, Completed())
+    assert driver.finished == [Finish(None)]
+    assert [submit.attempt for submit in driver.submits] == [0, 0]
+
+
+def test_an_answer_ends_the_wait_for_it_and_may_come_twice() -> None:
+    driver = Driver(budget=50.0)
+    driver.feed(Answered(0, "scheduler-1"))
+    driver.feed(Answered(0, "scheduler-1"))
+    assert driver.timer == 50.0, "nothing but the budget is waited for"
+    driver.feed(SchedulerGone("scheduler-1"))
+    driver.fire()
+    driver.feed(Answered(0, "scheduler-1"))
+    assert driver.state.phase is Phase.SUBMITTED, "that was the answer to the attempt before"
+
+
+def test_an_answer_after_the_start_says_who_holds_it_and_a_late_refusal_nothing() -> None:
+    driver = Driver()
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    driver.feed(Answered(0, "scheduler-1"))
+    driver.feed(Refused(0, Overloaded("late")))
+    driver.feed(SchedulerGone("scheduler-1"))
+    assert driver.state.phase is Phase.STARTED
+    assert len(driver.submits) == 1
+
+
+def test_a_started_attempt_is_not_submitted_again() -> None:
+    driver = Driver()
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    while driver.now < 5.0:
+        driver.delta(driver.state._next_seq, Tokens(text="a"))
+        driver.fire()
+    assert len(driver.submits) == 1
+
+
+def test_a_scheduler_killed_between_submit_and_dispatch_is_waited_for() -> None:
+    driver = Driver()
+    driver.fire()
+    driver.feed(Refused(0, Unavailable("no scheduler serves it")))
+    while driver.now < 3.0:
+        driver.fire()
+        driver.feed(Refused(driver.state.attempt, Unavailable("no scheduler serves it")))
+    driver.fire()
+    driver.start()
+    driver.delta(1, Completed())
+    assert driver.finished == [Finish(None)]
+
+
+def test_what_was_submitted_into_a_gap_of_the_bus_becomes_another_attempt() -> None:
+    driver = Driver()
+    driver.feed(Resynchronised())
+    assert driver.cancels == [SendCancel(0, None, driver.cancels[0].reason)]
+    driver.fire()
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+
+
+def test_an_attempt_that_two_workers_run_is_begun_anew_and_stopped_at_both() -> None:
+    driver = Driver()
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    driver.delta(1, Tokens(text="a"))
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    assert len(driver.submits) == 1
+    driver.delta(0, Started(worker_id="w2", model="m"))
+    assert {cancel.worker_id for cancel in driver.cancels} == {"w1", "w2"}
+    assert [submit.attempt for submit in driver.submits] == [0, 1]
+    driver.delta(1, Tokens(text="other"), attempt=0)
+    assert driver.text == "a"
+
+
 def test_a_restarting_scheduler_is_waited_for_up_to_the_patience() -> None:
     driver = Driver()
     while not driver.finished:
         driver.feed(Refused(driver.state.attempt, Unavailable("nobody listens")))
         if not driver.finished:
             driver.fire()
-    assert 5.0 <= driver.now < 7.0
+    assert RetryRules().patience <= driver.now < RetryRules().patience + 2.0
     assert isinstance(driver.finished[0].error, Unavailable)
     assert len(driver.submits) > 5
+
+
+def test_the_patience_begins_anew_with_every_start() -> None:
+    driver = Driver()
+    driver.feed(Refused(0, Unavailable("nobody listens")))
+    driver.fire()
+    driver.delta(0, Started(worker_id="w1", model="m"))
+    driver.delta(1, Tokens(text="a"))
+    driver.now += 60.0
+    driver.feed(WorkerGone("w1", is_lost=True))
+    driver.feed(Refused(driver.state.attempt, Unavailable("nobody listens")))
+    assert not driver.finished
+    driver.fire()
+    assert driver.submits[-1].attempt == driver.state.attempt == 3
 
 
 def test_overload_is_the_callers_to_handle() -> None:
@@ -325,7 +424,7 @@ def test_a_pool_that_stays_unknown_is_not_found_after_the_patience() -> None:
         driver.fire()
         driver.feed(Refused(driver.state.attempt, NotFound("nothing serves it")))
     assert isinstance(driver.finished[0].error, NotFound)
-    assert driver.now < 7.0
+    assert driver.now < RetryRules().patience + 2.0
 
 
 def test_max_attempts_bounds_how_often_workers_may_fail() -> None:
@@ -352,7 +451,7 @@ def test_a_scheduler_may_fail_a_started_request_out_of_band() -> None:
 def test_a_scheduler_that_leads_the_pool_no_more_is_no_failure_of_the_request() -> None:
     driver = Driver()
     for attempt in range(5):
-        driver.feed(Answered(attempt, ACCEPTED))
+        driver.feed(Answered(attempt, "scheduler-1"))
         driver.fail(-1, "unavailable", retryable=True)
         driver.fire()
     assert [submit.attempt for submit in driver.submits] == list(range(6))
@@ -384,7 +483,7 @@ def test_a_cancel_reaches_scheduler_and_worker_once() -> None:
 
 def test_an_attempt_that_was_given_up_frees_its_slot_when_it_starts_after_all() -> None:
     driver = Driver()
-    driver.feed(Answered(0, ACCEPTED))
+    driver.feed(Answered(0, "scheduler-1"))
     driver.feed(SchedulerGone("scheduler-1"))
     driver.delta(0, Started(worker_id="w9", model="m"), attempt=0)
     assert driver.cancels[-1] == SendCancel(0, "w9", driver.cancels[-1].reason)
@@ -436,7 +535,19 @@ def test_a_pipeline_is_run_again_until_it_has_said_something() -> None:
     assert isinstance(driver.finished[0].error, WorkerLost)
 
 
-FAULTS = ["lost", "told", "lost", "answer", "refuse", "gone", "unlisted", "listed", "scheduler", "bus"]
+FAULTS = [
+    "lost",
+    "told",
+    "lost",
+    "answer",
+    "refuse",
+    "gone",
+    "unlisted",
+    "listed",
+    "scheduler",
+    "bus",
+    "twice",
+]
 
 
 class AnyInterleaving(RuleBasedStateMachine):
@@ -500,16 +611,14 @@ class AnyInterleaving(RuleBasedStateMachine):
             assert len(self.driver.submits) == num_submits
 
     @rule(
-        fault=st.sampled_from(
-            ["lost", "told", "lost", "answer", "refuse", "gone", "unlisted", "listed", "scheduler", "bus"]
-        ),
+        fault=st.sampled_from(FAULTS),
         back=st.integers(0, 1),
     )
     def anything_else(self, fault: str, back: int) -> None:
         attempt = self.driver.state.attempt - back
         error = WireError(code="worker_lost", message="lost", retryable=True)
         events: dict[str, Input] = {
-            "answer": Answered(attempt, ACCEPTED),
+            "answer": Answered(attempt, "scheduler-1"),
             "refuse": Refused(attempt, Unavailable("no")),
             "gone": WorkerGone(f"w{attempt}", is_lost=False),
             "lost": WorkerGone(f"w{attempt}", is_lost=True),
@@ -517,6 +626,9 @@ class AnyInterleaving(RuleBasedStateMachine):
             "listed": WorkerListed(f"w{attempt}", is_held=True),
             "scheduler": SchedulerGone("scheduler-1"),
             "bus": Resynchronised(),
+            "twice": Delta(
+                request_id="r", attempt=attempt, seq=0, event=Started(worker_id="another", model="m")
+            ),
             "told": Delta(request_id="r", attempt=attempt, seq=-1, event=Failed(error=error)),
         }
         self.feed(events[fault])
@@ -537,8 +649,16 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert "".join(ANSWER).startswith(self.driver.text)
 
     @invariant()
-    def every_attempt_is_submitted_once(self) -> None:
-        assert [submit.attempt for submit in self.driver.submits] == list(range(len(self.driver.submits)))
+    def attempts_are_submitted_in_order_and_at_most_twice(self) -> None:
+        attempts = [submit.attempt for submit in self.driver.submits]
+        assert attempts == sorted(attempts)
+        assert sorted(set(attempts)) == list(range(attempts[-1] + 1))
+        assert max(map(attempts.count, attempts)) <= 2
+
+    @invariant()
+    def what_is_repeated_is_the_same_work(self) -> None:
+        works = {(submit.attempt, msgspec.json.encode(submit.work)) for submit in self.driver.submits}
+        assert len(works) == self.driver.submits[-1].attempt + 1
 
     @invariant()
     def there_is_at_most_one_end_and_nothing_after_it(self) -> None:
@@ -559,7 +679,8 @@ class AnyInterleaving(RuleBasedStateMachine):
             if wire:
                 self.feed(wire.pop(0))
             else:
-                self.feed(WorkerGone(f"w{self.driver.state.attempt}", is_lost=True))
+                worker_id = self.driver.state.worker_id or f"w{self.driver.state.attempt}"
+                self.feed(WorkerGone(worker_id, is_lost=True))
                 if self.driver.state.phase in (Phase.SUBMITTED, Phase.ACCEPTED):
                     self.feed(SchedulerGone("scheduler-1"))
                     self.feed(Refused(self.driver.state.attempt, Unavailable("no")))

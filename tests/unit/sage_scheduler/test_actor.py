@@ -11,17 +11,19 @@ import pytest
 
 from sage_actor import ActorRuntime
 from sage_bus import MemoryBroker, MemoryBus, Received
-from sage_core import Paths, Unavailable
+from sage_core import Paths
 from sage_core.settings import ActorSettings
 from sage_policy import Dispatch as DispatchCommand
 from sage_policy.event_log import read_log
 from sage_scheduler import SchedulerActor, SchedulerSettings
 from sage_scheduler.settings import SchedulerSection
-from sage_wire import CallHeaders, decode, encode, raw, subjects
+from sage_wire import decode, encode, raw, subjects
 from sage_wire.messages import (
     Announcement,
+    Answer,
     Cancel,
     Dispatch,
+    Dispatches,
     Drain,
     Embed,
     Failed,
@@ -32,8 +34,10 @@ from sage_wire.messages import (
     Receipt,
     Report,
     ReportEvent,
+    Reports,
     ServedModel,
     Submit,
+    Submits,
     WireError,
 )
 
@@ -52,6 +56,7 @@ class Peers:
         self.frames: asyncio.Queue[Received] = asyncio.Queue()
         self.leads: asyncio.Queue[Received] = asyncio.Queue()
         self.announced: asyncio.Queue[Received] = asyncio.Queue()
+        self.unheard: asyncio.Queue[str] = asyncio.Queue()
         self.sequence = 0
 
     async def listen(self) -> None:
@@ -80,22 +85,32 @@ class Peers:
     def tell(self, subject: str, message: Message) -> None:
         self.bus.publish(subject, encode(message))
 
-    async def submit(self, request_id: str, *, budget_ms: int = 5000, pool: str = MODEL) -> Received:
-        submit = Submit(
-            request_id=request_id, attempt=0, pool=pool, reply_to=subjects.frames("c"),
-            work=raw(Embed(model=pool, texts=["x"])),
-        )  # fmt: skip
-        headers = CallHeaders(budget_ms=budget_ms, traceparent=TRACE).encode()
-        return await self.bus.request(
-            subjects.pool_submit(pool), encode(submit), timeout=1.0, headers=headers
-        )
+    def submit(self, *request_ids: str, budget_ms: int = 5000, pool: str = MODEL) -> None:
+        submits = [
+            Submit(
+                request_id=request_id, attempt=0, pool=pool, reply_to=subjects.frames("c"),
+                work=raw(Embed(model=pool, texts=["x"])), budget_ms=budget_ms, traceparent=TRACE,
+            )
+            for request_id in request_ids
+        ]  # fmt: skip
+        message = encode(Submits(submits=submits))
+        self.bus.publish(subjects.pool_submit(pool), message, unheard=lambda: self.unheard.put_nowait(pool))
 
-    async def dispatch(self) -> tuple[Dispatch, CallHeaders]:
+    async def dispatches(self) -> list[Dispatch]:
         received = await asyncio.wait_for(self.dispatched.get(), 1.0)
-        return decode(Dispatch, received.payload), CallHeaders.decode(received.headers)
+        return decode(Dispatches, received.payload).dispatches
+
+    async def dispatch(self) -> Dispatch:
+        (dispatch,) = await self.dispatches()
+        return dispatch
+
+    async def answers(self) -> list[Answer]:
+        return decode(Frame, (await asyncio.wait_for(self.frames.get(), 1.0)).payload).answers
 
     async def failure(self) -> WireError:
-        frame = decode(Frame, (await asyncio.wait_for(self.frames.get(), 1.0)).payload)
+        frame = Frame()
+        while not frame.deltas:
+            frame = decode(Frame, (await asyncio.wait_for(self.frames.get(), 1.0)).payload)
         event = frame.deltas[0].event
         assert isinstance(event, Failed)
         return event.error
@@ -136,42 +151,71 @@ async def peers(broker: MemoryBroker) -> AsyncIterator[Peers]:
 
 async def test_a_request_reaches_its_worker_with_its_own_budget_and_trace(peers: Peers) -> None:
     await peers.led()
-    await peers.submit("r", budget_ms=5000)
-    dispatch, headers = await peers.dispatch()
+    peers.submit("r", budget_ms=5000)
+    dispatch = await peers.dispatch()
     assert (dispatch.request_id, dispatch.reply_to) == ("r", subjects.frames("c"))
-    assert headers.traceparent == TRACE
-    assert headers.budget_ms is not None
-    assert 0 < headers.budget_ms <= 5000
+    assert dispatch.traceparent == TRACE
+    assert 0 < dispatch.budget_ms <= 5000
+
+
+async def test_submits_of_one_message_leave_as_one_dispatch_and_one_frame_of_answers(peers: Peers) -> None:
+    await peers.led()
+    peers.announce(limit=2)
+    peers.submit("a", "b", "c", "d")
+    assert [dispatch.request_id for dispatch in await peers.dispatches()] == ["a", "b"]
+    answers = await peers.answers()
+    assert [(answer.request_id, answer.scheduler_id, answer.error) for answer in answers] == [
+        ("c", "s1", None),
+        ("d", "s1", None),
+    ]
+    ended = [
+        Report(worker_id="w1", pool=MODEL, request_id=request_id, attempt=0, event=ReportEvent.FINISHED)
+        for request_id in ("a", "b")
+    ]
+    peers.tell(subjects.pool_report(MODEL), Reports(reports=ended))
+    assert [dispatch.request_id for dispatch in await peers.dispatches()] == ["c", "d"]
+    assert peers.frames.empty()
+
+
+async def test_a_submit_that_is_refused_costs_the_others_of_its_message_nothing(peers: Peers) -> None:
+    await peers.led()
+    peers.tell(subjects.pool_cancel(MODEL), Cancel(request_id="unwanted"))
+    await asyncio.sleep(0.005)
+    peers.submit("unwanted", "wanted")
+    assert (await peers.dispatch()).request_id == "wanted"
+    (answer,) = await peers.answers()
+    assert answer.request_id == "unwanted"
+    assert answer.error is not None
+    assert answer.error.code == "cancelled"
 
 
 async def test_a_held_request_leaves_with_its_own_budget_when_another_ends(peers: Peers) -> None:
     await peers.led()
-    await peers.submit("a")
-    await peers.submit("b", budget_ms=4000)
+    peers.submit("a")
+    peers.submit("b", budget_ms=4000)
     await peers.dispatch()
     finished = Report(worker_id="w1", pool=MODEL, request_id="a", attempt=0, event=ReportEvent.FINISHED)
-    peers.bus.publish(subjects.pool_report(MODEL), encode(finished), CallHeaders(budget_ms=50).encode())
-    dispatch, headers = await peers.dispatch()
+    peers.tell(subjects.pool_report(MODEL), Reports(reports=[finished]))
+    dispatch = await peers.dispatch()
     assert dispatch.request_id == "b"
-    assert headers.budget_ms is not None
-    assert 3000 < headers.budget_ms <= 4000, "not the fifty milliseconds of the report"
+    assert 3000 < dispatch.budget_ms <= 4000
 
 
 async def test_a_request_whose_budget_ends_in_the_queue_fails_then_and_there(peers: Peers) -> None:
     await peers.led()
     peers.announce(limit=0)
-    await peers.submit("r", budget_ms=30)
+    peers.submit("r", budget_ms=30)
     assert (await peers.failure()).code == "deadline_exceeded"
 
 
 async def test_nobody_listens_for_a_pool_that_no_worker_serves(peers: Peers) -> None:
-    with pytest.raises(Unavailable, match="nobody listens"):
-        await peers.submit("r", pool="nobody")
+    peers.submit("r", pool="nobody")
+    assert await asyncio.wait_for(peers.unheard.get(), 1.0) == "nobody"
 
 
 async def test_a_worker_that_comes_back_with_a_new_epoch_has_lost_its_work(peers: Peers) -> None:
     await peers.led()
-    await peers.submit("r")
+    peers.submit("r")
     await peers.dispatch()
     peers.announce(epoch="e2")
     error = await peers.failure()
@@ -181,14 +225,14 @@ async def test_a_worker_that_comes_back_with_a_new_epoch_has_lost_its_work(peers
 async def test_a_draining_worker_gets_nothing_new(peers: Peers) -> None:
     await peers.led()
     peers.announce(state="draining")
-    await peers.submit("r", budget_ms=50)
+    peers.submit("r", budget_ms=50)
     assert (await peers.failure()).code == "deadline_exceeded"
     assert peers.dispatched.empty()
 
 
 async def test_a_cancel_of_running_work_is_forwarded_to_its_worker(peers: Peers) -> None:
     await peers.led()
-    await peers.submit("r")
+    peers.submit("r")
     await peers.dispatch()
     peers.tell(subjects.pool_cancel(MODEL), Cancel(request_id="r", reason="the client went away"))
     received = await asyncio.wait_for(peers.cancelled.get(), 1.0)
@@ -197,7 +241,7 @@ async def test_a_cancel_of_running_work_is_forwarded_to_its_worker(peers: Peers)
 
 async def test_the_receipt_of_a_request_can_be_asked_for(peers: Peers) -> None:
     await peers.led()
-    await peers.submit("r")
+    peers.submit("r")
     for request_id, decision in (("r", "dispatched"), ("never-seen", "unknown")):
         question = encode(FindReceipt(request_id=request_id))
         reply = await peers.bus.request(subjects.RECEIPTS_FIND, question, timeout=1.0)
@@ -208,8 +252,8 @@ async def test_malformed_bodies_disturb_nothing(peers: Peers) -> None:
     await peers.led()
     for subject in (subjects.pool_submit(MODEL), subjects.pool_report(MODEL), subjects.pool_cancel(MODEL)):
         peers.bus.publish(subject, b"\xc1")
-    await peers.submit("r")
-    assert (await peers.dispatch())[0].request_id == "r"
+    peers.submit("r")
+    assert (await peers.dispatch()).request_id == "r"
 
 
 async def test_a_standby_leads_at_once_when_the_leader_stops_and_what_waited_is_sent_back(
@@ -218,7 +262,7 @@ async def test_a_standby_leads_at_once_when_the_leader_stops_and_what_waited_is_
     await peers.led()
     async with scheduler(broker, "s2"):
         peers.announce(limit=0)
-        await peers.submit("waits")
+        peers.submit("waits")
         first = decode(Lead, (await asyncio.wait_for(peers.leads.get(), 1.0)).payload)
         peers.tell(subjects.actor("s1", "drain"), Drain(timeout_ms=100))
         error = await peers.failure()
@@ -227,13 +271,13 @@ async def test_a_standby_leads_at_once_when_the_leader_stops_and_what_waited_is_
         assert (first.scheduler_id, second.scheduler_id) == ("s1", "s2")
         assert second.fence > first.fence
         peers.announce(limit=1)
-        while True:
-            try:
-                await peers.submit("again")
-                break
-            except Unavailable:
-                await asyncio.sleep(0)
-        dispatch, _ = await peers.dispatch()
+        peers.submit("again")
+        while peers.dispatched.empty():
+            await asyncio.sleep(0)
+            if not peers.unheard.empty():
+                peers.unheard.get_nowait()
+                peers.submit("again")
+        dispatch = await peers.dispatch()
         assert (dispatch.request_id, dispatch.fence) == ("again", second.fence)
 
 
@@ -244,9 +288,11 @@ async def test_a_standby_does_not_answer_for_a_pool_that_another_leads(
     async with scheduler(broker, "s2"):
         peers.announce(limit=8)
         for number in range(8):
-            await peers.submit(f"r{number}")
-        leads = {(await peers.dispatch())[0].fence for _ in range(8)}
-    assert len(leads) == 1
+            peers.submit(f"r{number}")
+        sent: list[Dispatch] = []
+        while len(sent) < 8:
+            sent += await peers.dispatches()
+    assert len({dispatch.fence for dispatch in sent}) == 1
     assert peers.dispatched.empty()
 
 
@@ -258,7 +304,7 @@ async def test_the_event_log_holds_what_was_decided(
     await peers.listen()
     async with scheduler(broker, "s1", SchedulerSettings()):
         await peers.led()
-        await peers.submit("r")
+        peers.submit("r")
         await peers.dispatch()
     await peers.bus.close()
     log = read_log((Paths.for_instance("default").state / "events" / "s1.log").read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sage_policy import Command, Decision, Dispatch, Event, Shed, Submitted
 from sage_scheduler.desk import SchedulingDesk
-from sage_scheduler.outgoing import Refuse, SendDispatch
+from sage_scheduler.outgoing import SendAnswer, SendDispatch
 from unit.sage_scheduler.test_desk import FENCE, MODEL, announce, failures, submit
 
 
@@ -31,9 +31,10 @@ def test_a_refusal_does_not_swallow_what_else_was_decided() -> None:
     scheduling = SchedulingDesk(Swapping())
     scheduling.lead(MODEL, FENCE, 0.0)
     scheduling.worker_heard(announce(), 0.0)
-    scheduling.submit(submit("a"), 10.0, None, 0.0)
-    refusal, sent = scheduling.submit(submit("b"), 10.0, None, 0.0)
-    assert isinstance(refusal, Refuse)
+    scheduling.submit(submit("a"), 10.0, 0.0)
+    refusal, sent = scheduling.submit(submit("b"), 10.0, 0.0)
+    assert isinstance(refusal, SendAnswer)
+    assert refusal.answer.error is not None
     assert isinstance(sent, SendDispatch)
     assert sent.dispatch.request_id == "a"
 
@@ -62,13 +63,15 @@ def mistaken() -> tuple[SchedulingDesk, list[str]]:
 
 def test_a_policy_that_raises_costs_what_waits_and_is_told_in_one_line() -> None:
     scheduling, told = mistaken()
-    assert scheduling.submit(submit("waits"), 10.0, None, 0.0) == []
-    failed, refusal = scheduling.submit(submit("bad"), 10.0, None, 0.0)
-    assert isinstance(refusal, Refuse)
+    (held,) = scheduling.submit(submit("waits"), 10.0, 0.0)
+    assert isinstance(held, SendAnswer)
+    failed, refusal = scheduling.submit(submit("bad"), 10.0, 0.0)
+    assert isinstance(refusal, SendAnswer)
+    assert refusal.answer.error is not None
     assert failures([failed]) == [("waits", "internal", False)]
-    assert refusal.error.code == "internal"
-    assert refusal.error.message.startswith("policy swapping failed: ValueError: no such prompt")
-    assert told == [refusal.error.message]
+    assert refusal.answer.error.code == "internal"
+    assert refusal.answer.error.message.startswith("policy swapping failed: ValueError: no such prompt")
+    assert told == [refusal.answer.error.message]
     assert scheduling.num_held == 0
     receipt = scheduling.receipt("bad")
     assert receipt is not None
@@ -77,16 +80,18 @@ def test_a_policy_that_raises_costs_what_waits_and_is_told_in_one_line() -> None
 
 def test_what_is_no_command_is_a_failure_of_the_policy() -> None:
     scheduling, told = mistaken()
-    (refusal,) = scheduling.submit(submit("odd"), 10.0, None, 0.0)
-    assert isinstance(refusal, Refuse)
+    (refusal,) = scheduling.submit(submit("odd"), 10.0, 0.0)
+    assert isinstance(refusal, SendAnswer)
+    assert refusal.answer.error is not None
     assert "TypeError: handle returned 3" in told[0]
 
 
 def test_a_dispatch_to_nobody_fails_its_request_at_once() -> None:
     scheduling, told = mistaken()
-    (refusal,) = scheduling.submit(submit("lost"), 10.0, None, 0.0)
-    assert isinstance(refusal, Refuse)
-    assert refusal.error.code == "internal"
-    assert "Dispatch names 'nobody', no instance of pool 'mini'" in refusal.error.message
-    assert told == [refusal.error.message]
+    (refusal,) = scheduling.submit(submit("lost"), 10.0, 0.0)
+    assert isinstance(refusal, SendAnswer)
+    assert refusal.answer.error is not None
+    assert refusal.answer.error.code == "internal"
+    assert "Dispatch names 'nobody', no instance of pool 'mini'" in refusal.answer.error.message
+    assert told == [refusal.answer.error.message]
     assert scheduling.num_held == 0

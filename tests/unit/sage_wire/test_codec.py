@@ -12,8 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_core import BadRequest
-from sage_wire import decode, decode_work, encode, schema
-from sage_wire.messages import Delta, Dispatch, Frame, Generate, Ping, SplitChunks, Submit
+from sage_wire import decode, decode_work, encode, encode_list, schema
+from sage_wire.messages import (
+    Delta,
+    Dispatch,
+    Frame,
+    Generate,
+    Ping,
+    Report,
+    ReportEvent,
+    Reports,
+    SplitChunks,
+    Submit,
+)
 from sage_wire.samples import SAMPLES
 
 KINDS = schema.message_types()
@@ -128,3 +139,11 @@ def test_the_error_names_message_and_field() -> None:
         BadRequest, match=r"malformed SplitChunks: Expected `int`, got `str`.*chunks.*position"
     ):
         decode(SplitChunks, msgpack.packb(plain))
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 15, 16, 17, 255, 70_000])
+def test_a_list_of_encoded_items_is_the_message_that_holds_them(num_items: int) -> None:
+    report = Report(worker_id="w", pool="p", request_id="r", attempt=0, event=ReportEvent.STARTED)
+    assert encode_list("reports", [encode(report)] * num_items) == encode(
+        Reports(reports=[report] * num_items)
+    )

@@ -9,7 +9,15 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_wire.messages import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
+from sage_wire.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Image,
+    TextPrompt,
+    TokenPrompt,
+    ToolCall,
+    ToolDefinition,
+)
 from sage_wire.prefix import BLOCK_BYTES, BLOCK_TOKENS, MAX_BLOCKS, prefix_blocks
 
 PROMPT = "ChatPrompt(messages=[ChatMessage(role='system', content='Be brief. ' * 120, name='ada')])"
@@ -45,6 +53,35 @@ def test_a_conversation_that_goes_on_keeps_its_hashes(turns: list[str], answer: 
     before = prefix_blocks(ChatPrompt(messages=messages))
     after = prefix_blocks(ChatPrompt(messages=[*messages, ChatMessage(role="assistant", content=answer)]))
     assert after[: len(before)] == before
+
+
+def test_whatever_a_model_reads_of_a_chat_changes_its_hashes() -> None:
+    text = "x" * BLOCK_BYTES
+    plain = ChatMessage(role="user", content=text)
+    chats = [
+        ChatPrompt(messages=[plain]),
+        ChatPrompt(messages=[plain], tools=[ToolDefinition(name="f")]),
+        ChatPrompt(messages=[plain], tools=[ToolDefinition(name="f", description="d")]),
+        ChatPrompt(messages=[plain], template_arguments='{"enable_thinking":false}'),
+        ChatPrompt(messages=[ChatMessage(role="user", content="", reasoning=text)]),
+        ChatPrompt(
+            messages=[
+                ChatMessage(role="user", content="", tool_calls=[ToolCall(id="1", name="f", arguments=text)])
+            ]
+        ),
+    ]
+    images = [
+        ChatPrompt(
+            messages=[
+                ChatMessage(role="user", content="", images=[Image(media_type="image/png", data=data)]),
+                plain,
+            ]
+        )
+        for data in (b"one", b"two")
+    ]
+    hashes = [tuple(prefix_blocks(chat)) for chat in (*chats, *images)]
+    assert len(set(hashes)) == len(hashes)
+    assert all(hashes)
 
 
 def test_a_block_stands_for_as_many_token_ids_as_it_says() -> None:

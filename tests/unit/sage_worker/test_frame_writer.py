@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sage_core import BusUnavailable, LimitExceeded, Overloaded
 from sage_wire import decode
 from sage_wire.messages import Completed, Delta, Failed, Frame, Started, Tokens, Vectors, WireError
-from sage_worker import FrameWriter
+from sage_worker import FrameWriter, Outlet
 
 STARTED = Started(worker_id="w", model="m")
 
@@ -22,6 +22,7 @@ class Wire:
     """What was published, and a loop whose turns the test ends."""
 
     def __init__(self, **limits: int) -> None:
+        self.time = 0.0
         self.sent: list[tuple[str, bytes]] = []
         self.refusals: deque[Exception] = deque()
         self.soon: list[Callable[[], None]] = []
@@ -30,6 +31,7 @@ class Wire:
             self._publish,
             call_soon=self.soon.append,
             call_later=lambda _, callback: self.later.append(callback),
+            now=lambda: self.time,
             **limits,
         )
 
@@ -70,6 +72,91 @@ def test_all_deltas_of_one_turn_for_one_consumer_leave_as_one_frame() -> None:
     wire.end_turn()
     assert len(wire.sent) == 1
     assert len(wire.frames[0]) == 20
+
+
+def test_started_leaves_with_the_first_result() -> None:
+    wire = Wire()
+    outlet = wire.writer.open("r", 0, "sage.v1.frames.a")
+    outlet.start(STARTED)
+    wire.end_turn()
+    assert wire.sent == []
+    outlet.emit(Tokens(text="a"))
+    assert [delta.event for delta in wire.frames[0]] == [STARTED, Tokens(text="a")]
+    wire.retry()
+    outlet.emit(Completed())
+    wire.end_turn()
+    assert [[delta.seq for delta in frame] for frame in wire.frames] == [[0, 1], [2]]
+
+
+def test_started_leaves_alone_after_a_moment_without_a_result() -> None:
+    wire = Wire()
+    outlets = [wire.writer.open(name, 0, "sage.v1.frames.a") for name in ("quick", "slow")]
+    for outlet in outlets:
+        outlet.start(STARTED)
+    assert len(wire.later) == 1, "one timer for all"
+    outlets[0].emit(Completed())
+    wire.end_turn()
+    wire.retry()
+    wire.end_turn()
+    assert [[(delta.request_id, delta.seq) for delta in frame] for frame in wire.frames] == [
+        [("quick", 0), ("quick", 1)],
+        [("slow", 0)],
+    ]
+
+
+def gathering(wire: Wire, seconds: float = 0.25) -> Outlet:
+    outlet = wire.writer.open("r", 0, "sage.v1.frames.a")
+    outlet.gather = seconds
+    outlet.start(STARTED)
+    return outlet
+
+
+def test_gathered_text_leaves_as_one_piece_with_the_end() -> None:
+    wire = Wire()
+    outlet = gathering(wire)
+    outlet.emit(Tokens(text="a", token_ids=[1], num_cached=64))
+    for text, token_id in (("b", 2), ("c", 3)):
+        wire.end_turn()
+        outlet.emit(Tokens(text=text, token_ids=[token_id]))
+    wire.end_turn()
+    assert wire.sent == []
+    outlet.emit(Completed())
+    wire.end_turn()
+    piece = Tokens(text="abc", token_ids=[1, 2, 3], num_tokens=3, num_cached=64)
+    assert [delta.event for delta in wire.frames[0]] == [STARTED, piece, Completed()]
+    assert [delta.seq for delta in wire.frames[0]] == [0, 1, 2]
+
+
+def test_gathered_text_waits_no_longer_than_it_may() -> None:
+    wire = Wire()
+    outlet = gathering(wire)
+    for moment, text in ((0.0, "a"), (0.2, "b"), (0.3, "c"), (0.4, "d"), (0.7, "e")):
+        wire.time = moment
+        outlet.emit(Tokens(text=text))
+        wire.end_turn()
+    texts = [delta.event.text for frame in wire.frames for delta in frame if isinstance(delta.event, Tokens)]
+    assert texts == ["abc", "de"]
+
+
+def test_ids_that_do_not_stand_for_all_of_a_piece_are_left_out() -> None:
+    wire = Wire()
+    outlet = gathering(wire)
+    outlet.emit(Tokens(text="a", token_ids=[1]))
+    outlet.emit(Tokens(text="b"))
+    outlet.emit(Completed())
+    wire.end_turn()
+    assert wire.frames[0][1].event == Tokens(text="ab", num_tokens=2)
+
+
+def test_an_echoed_prompt_is_cut_alike_whatever_is_gathered() -> None:
+    wire = Wire()
+    outlet = gathering(wire)
+    prompt = [Tokens(text=text, is_prompt=True, num_tokens=0) for text in ("p", "q")]
+    for piece in (*prompt, Tokens(text="a"), Tokens(text="b"), Completed()):
+        outlet.emit(piece)
+    wire.end_turn()
+    events = [delta.event for delta in wire.frames[0]]
+    assert events == [STARTED, *prompt, Tokens(text="ab", num_tokens=2), Completed()]
 
 
 def test_two_consumers_get_a_frame_each() -> None:
