@@ -29,7 +29,7 @@ echo "setup_venv: installing what vLLM imports (3 of 4)"
 echo "setup_venv: installing SAGE and what its tests import (4 of 4)"
 "${pip[@]}" --config-settings=build-dir=build/vllm --constraint "$root/configs/constraints.txt" \
     --editable "$root[gateway,server,cli,operator]" \
-    "openai>=2,<4" "pytest>=8.4,<10" "pytest-asyncio>=1.1,<2" "pytest-timeout>=2.4,<3"
+    "hypothesis>=6.130,<7" "openai>=2,<4" "pytest>=8.4,<10" "pytest-asyncio>=1.1,<2" "pytest-timeout>=2.4,<3"
 
 "$venv/bin/python" -c 'import torch, vllm; print("setup_venv: vLLM", vllm.__version__, "on torch", torch.__version__)'
 printf '%s' "$wanted" >"$venv/.sage-complete"

@@ -1,6 +1,7 @@
 """The vLLM engine on the CPU with a tiny Llama: `tests/vllm/setup_venv.sh`, then `.venv-vllm/bin/pytest tests/vllm`."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -8,16 +9,31 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: tests/vllm/setup_venv.sh")
 
 from sage_bus.testing import NatsServer
-from sage_core import ConfigurationError, WorkerLost
+from sage_core import ConfigurationError, EngineError, WorkerLost
 from sage_llm_worker.engines.vllm import VllmEngine, VllmOptions
 from sage_llm_worker.testing.engine_suite import EngineSuite, collect
-from sage_wire.messages import ChatMessage, ChatPrompt, Generate, Sampling, TokenPrompt
+from sage_wire.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Generate,
+    JsonSchema,
+    Resume,
+    Sampling,
+    TextPrompt,
+    TokenBias,
+    Tokenize,
+    TokenPrompt,
+    ToolDefinition,
+)
+from sage_worker.engine import TextFormats
 
 pytestmark = [
     pytest.mark.vllm,
@@ -70,6 +86,23 @@ def request(text="Tell me about queues.", **sampling):
     )
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "minLength": 3, "maxLength": 12},
+        "days": {"type": "array", "items": {"enum": ["mon", "tue"]}, "minItems": 2, "maxItems": 4},
+        "degrees": {"type": "integer", "minimum": -40, "maximum": 50},
+    },
+    "required": ["city", "days", "degrees"],
+    "additionalProperties": False,
+}
+
+
+def structured(schema, resume=None):
+    work = request("Weather, please.", max_tokens=120)
+    return structs.replace(work, structure=JsonSchema(schema=json.dumps(schema)), resume=resume)
+
+
 async def test_vllm_and_transformers_generate_the_same_from_the_same_prompt(shared_engine, llama):
     from sage_llm_worker.engines.transformers import TransformersEngine
 
@@ -82,6 +115,103 @@ async def test_vllm_and_transformers_generate_the_same_from_the_same_prompt(shar
             assert one.completed.usage.prompt_tokens == two.completed.usage.prompt_tokens
     finally:
         await other.stop()
+
+
+async def test_a_structured_answer_goes_on_under_the_other_engine(shared_engine, llama):
+    from sage_llm_worker.engines.transformers import TransformersEngine
+
+    other = TransformersEngine(llama, threads=1, dtype="float32")
+    await other.start()
+    try:
+        work = structured(SCHEMA)
+        wholes = [await collect(shared_engine, work), await collect(other, work)]
+        assert wholes[0].text == wholes[1].text
+        jsonschema.validate(json.loads(wholes[0].text), SCHEMA)
+        for begun, engine in zip(wholes, (other, shared_engine), strict=True):
+            for num_pieces in (1, len(begun.pieces) // 2, len(begun.pieces)):
+                resume = begun.first(num_pieces)
+                rest = await collect(engine, structured(SCHEMA, resume))
+                assert resume.text + rest.text == begun.text
+                by_text = Resume(text=resume.text, num_tokens=resume.num_tokens)
+                rest = await collect(engine, structured(SCHEMA, by_text))
+                jsonschema.validate(json.loads(resume.text + rest.text), SCHEMA)
+    finally:
+        await other.stop()
+
+
+async def test_both_engines_find_the_same_log_probabilities(shared_engine, llama):
+    from sage_llm_worker.engines.transformers import TransformersEngine
+
+    other = TransformersEngine(llama, threads=1, dtype="float32")
+    await other.start()
+    work = structs.replace(
+        request("Log", logprobs=3, max_tokens=8), prompt=TextPrompt(text="The queue knows. " * 9), echo=True
+    )
+    try:
+        one, two = await collect(shared_engine, work), await collect(other, work)
+    finally:
+        await other.stop()
+    assert [entry.chosen.token_id for entry in one.logprobs] == [
+        entry.chosen.token_id for entry in two.logprobs
+    ]
+    for entry, same in zip(one.logprobs, two.logprobs, strict=True):
+        assert entry.is_first == same.is_first
+        values = [found.logprob for found in (entry.chosen, *entry.top)]
+        assert values == pytest.approx([found.logprob for found in (same.chosen, *same.top)], abs=1e-3)
+
+
+async def test_many_structures_at_once_with_and_without_a_beginning(shared_engine):
+    work = structured(SCHEMA)
+    whole = await collect(shared_engine, work)
+    works = [work, structured(SCHEMA, whole.first(3)), request("plain")] * 8
+    answers = await asyncio.gather(*(collect(shared_engine, each, f"s{n}") for n, each in enumerate(works)))
+    for each, answer in zip(works, answers, strict=True):
+        if each.structure is not None:
+            begun = each.resume.text if each.resume else ""
+            jsonschema.validate(json.loads(begun + answer.text), SCHEMA)
+
+
+async def test_where_vllm_leaves_the_plugin_out_a_structured_answer_is_not_begun_anew(llama, monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "none")
+    monkeypatch.setattr("vllm.plugins.plugins_loaded", False)
+    engine = make(llama)
+    await engine.start()
+    try:
+        whole = await collect(engine, structured(SCHEMA))
+        with pytest.raises(EngineError, match="cannot continue"):
+            await collect(engine, structured(SCHEMA, whole.first(3)))
+    finally:
+        await engine.stop()
+
+
+async def test_tools_are_in_the_prompt_and_markers_in_the_text(tmp_path):
+    from sage_llm_worker.testing import TOOL_TEMPLATE, tiny_llama
+
+    markers = ("<tool_call>", "</tool_call>")
+    engine = make(tiny_llama(tmp_path / "tools", chat_template=TOOL_TEMPLATE, special_tokens=markers))
+    await engine.start()
+    try:
+        assert engine.formats == TextFormats(tools="hermes", reasoning="think")
+        found = await engine.tokenize(Tokenize(model="m", prompt=TextPrompt(text="<tool_call>")))
+        forced = Sampling(max_tokens=2, logit_bias=[TokenBias(token_id=found.token_ids[-1], bias=100)])
+        messages = [ChatMessage(role="user", content="Hi")]
+        texts, sizes = [], []
+        for tools in ([ToolDefinition(name="now")], []):
+            prompt = ChatPrompt(messages=messages, tools=tools)
+            answer = await collect(engine, Generate(model="m", prompt=prompt, sampling=forced))
+            texts.append(answer.text)
+            sizes.append(answer.completed.usage.prompt_tokens)
+        assert texts == ["<tool_call>" * 2, ""]
+        assert sizes[0] > sizes[1] + 20
+    finally:
+        await engine.stop()
+
+
+async def test_seeds_give_each_choice_its_own_answer(shared_engine):
+    works = [request(seed=seed, temperature=1.0) for seed in (1, 2, 3, 1)]
+    answers = await asyncio.gather(*(collect(shared_engine, each, f"n{n}") for n, each in enumerate(works)))
+    assert len({answer.text for answer in answers}) == 3
+    assert answers[0].text == answers[3].text
 
 
 async def test_sixty_four_requests_run_at_once(shared_engine):

@@ -8,12 +8,26 @@ from typing import ClassVar, Final
 
 from sage_actor import ActorContext
 from sage_core import BadRequest, LimitExceeded, NotFound
-from sage_embedding_worker.encoder import CrossEncoder, Encoder
+from sage_embedding_worker.encoder import CrossEncoder, Encoder, Text
 from sage_embedding_worker.locations import ModelSpec
 from sage_embedding_worker.served import ModelLimits, ServedCrossEncoder, ServedEncoder
 from sage_embedding_worker.settings import EmbeddingWorkerSection
 from sage_embedding_worker.vectors import shorten, split_events
-from sage_wire.messages import Completed, Embed, EngineProfile, Event, Rerank, Scores, ServedModel, Usage
+from sage_wire.codec import raw
+from sage_wire.messages import (
+    Completed,
+    Detokenize,
+    Embed,
+    EngineProfile,
+    Event,
+    Output,
+    Rerank,
+    Scores,
+    ServedModel,
+    TextPrompt,
+    Tokenize,
+    Usage,
+)
 from sage_worker import Assigned, FormedBatch, Worker
 from sage_worker.device import device_name, is_gpu
 
@@ -106,7 +120,7 @@ class EmbeddingWorker(Worker):
         return served
 
     async def perform(self, request: Assigned) -> AsyncIterator[Event]:
-        """Answer Embed and Rerank. Work of negative priority (batch) gives way to all other.
+        """Answer Embed, Rerank, Tokenize and Detokenize. Work of negative priority (batch) gives way to all other.
 
         What the scheduler formed into one batch is computed as one.
         """
@@ -116,8 +130,14 @@ class EmbeddingWorker(Worker):
                 events = self._embed(work, is_background, request.batch)
             case Rerank() as work:
                 events = self._rerank(work, is_background, request.batch)
+            case Tokenize() as work:
+                events = self._tokenize(work)
+            case Detokenize() as work:
+                events = self._detokenize(work)
             case other:
-                raise BadRequest(f"found work {type(other).__name__}; expected Embed or Rerank")
+                raise BadRequest(
+                    f"found work {type(other).__name__}; expected Embed, Rerank, Tokenize or Detokenize"
+                )
         async for event in events:
             yield event
 
@@ -132,18 +152,64 @@ class EmbeddingWorker(Worker):
                 f"dimensions is {work.dimensions}; expected 1 to {encoder.dim} for {work.model!r}",
                 param="dimensions",
             )
-        self._check(work.texts, "input")
-        found = await encoder.compute(work.texts, is_background=is_background, batch=batch)
+        texts = self._texts(work, encoder)
+        found = await encoder.compute(texts, is_background=is_background, batch=batch)
         for event in split_events(shorten(found.values, work.dimensions)):
             yield event
         yield Completed(usage=Usage(prompt_tokens=found.num_tokens))
 
+    def _texts(self, work: Embed, encoder: ServedEncoder) -> Sequence[Text]:
+        if not work.token_ids:
+            self._check(work.texts, "input")
+            return work.texts
+        if work.texts:
+            raise BadRequest("input has both texts and token ids; expected one of the two", param="input")
+        section = self._section
+        if len(work.token_ids) > section.max_texts:
+            raise LimitExceeded(
+                f"input has {len(work.token_ids)} texts; at most {section.max_texts} are allowed",
+                param="input",
+            )
+        for index, token_ids in enumerate(work.token_ids):
+            if not 1 <= len(token_ids) <= section.max_text_chars:
+                raise LimitExceeded(
+                    f"input[{index}] has {len(token_ids)} tokens; expected 1 to {section.max_text_chars}",
+                    param="input",
+                )
+            encoder.check_ids(token_ids, "input")
+        return [tuple(token_ids) for token_ids in work.token_ids]
+
+    async def _tokenize(self, work: Tokenize) -> AsyncIterator[Event]:
+        if not isinstance(work.prompt, TextPrompt):
+            raise BadRequest(f"model {work.model!r} has no chat template; send a text", param="messages")
+        self._check([work.prompt.text], "prompt")
+        tokenized = await self._model(work.model).tokenize(
+            work.prompt.text,
+            adds_special_tokens=work.adds_special_tokens is not False,
+            with_strings=work.with_strings,
+        )
+        yield Output(value=raw(tokenized))
+        yield Completed(usage=Usage(prompt_tokens=len(tokenized.token_ids)))
+
+    async def _detokenize(self, work: Detokenize) -> AsyncIterator[Event]:
+        if len(work.token_ids) > self._section.max_text_chars:
+            raise LimitExceeded(
+                f"tokens has {len(work.token_ids)} ids; at most {self._section.max_text_chars} are allowed",
+                param="tokens",
+            )
+        yield Output(value=raw(await self._model(work.model).detokenize(work.token_ids)))
+        yield Completed(usage=Usage(prompt_tokens=len(work.token_ids)))
+
+    def _model(self, name: str) -> ServedEncoder | ServedCrossEncoder:
+        model = self._rerankers.get(name) or self._encoders.get(name)
+        if model is None:
+            raise self._not_found(name, [*self._encoders, *self._rerankers])
+        return model
+
     async def _rerank(
         self, work: Rerank, is_background: bool, batch: FormedBatch | None
     ) -> AsyncIterator[Event]:
-        model = self._rerankers.get(work.model) or self._encoders.get(work.model)
-        if model is None:
-            raise self._not_found(work.model, [*self._encoders, *self._rerankers])
+        model = self._model(work.model)
         self._check([work.query], "query")
         self._check(work.documents, "documents")
         found = await model.rerank(work.query, work.documents, is_background=is_background, batch=batch)

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CrossEncoder", "Encoder", "Floats"]
+__all__ = ["CrossEncoder", "Encoder", "Floats", "Text", "TextTokenizer"]
 
 Floats = npt.NDArray[np.float32]
 
+Text: TypeAlias = str | tuple[int, ...]
+"""What is embedded: text, or the ids of one, special tokens included."""
 
-class Encoder(Protocol):
+
+class TextTokenizer(Protocol):
+    """A model's tokenizer. Used in one thread, which is not the one that computes."""
+
+    vocab_size: int
+    """Ids are below this."""
+
+    def tokenize(self, text: str, *, adds_special_tokens: bool) -> list[int]:
+        """Return the ids of a text, uncut."""
+        ...
+
+    def strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the vocabulary's own spelling of each id."""
+        ...
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        ...
+
+
+class Encoder(TextTokenizer, Protocol):
     """Embeds texts one by one (a bi-encoder). Tokens are counted in one thread while another computes."""
 
     name: str
@@ -21,16 +43,16 @@ class Encoder(Protocol):
     max_tokens: int
     """Tokens the model reads of one text, special tokens included; the rest is cut off."""
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[Text]) -> list[int]:
         """Return the length of each text in tokens, special tokens included, before anything is cut off."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> Floats:
+    def embed(self, texts: Sequence[Text]) -> Floats:
         """Return float32 vectors, shape (len(texts), dim), L2-normalised. All texts form one padded batch."""
         ...
 
 
-class CrossEncoder(Protocol):
+class CrossEncoder(TextTokenizer, Protocol):
     """Reads a query and a document together and says how well they match. Threads as for `Encoder`."""
 
     name: str

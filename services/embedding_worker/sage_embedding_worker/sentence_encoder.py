@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sage_core import ConfigurationError
-from sage_embedding_worker.encoder import Floats
+from sage_embedding_worker.encoder import Floats, Text
 from sage_embedding_worker.locations import ModelSpec, locate
 from sage_embedding_worker.vectors import normalise
 
@@ -51,7 +51,29 @@ def has_native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return False
 
 
-class SentenceEncoder:
+class _Tokenizes:
+    """See `TextTokenizer`, with a copy of a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Cutting off reconfigures the shared tokenizer; used from two threads it raises "Already borrowed".
+        self._counter: Any = copy.deepcopy(tokenizer)
+        self.vocab_size: int = len(self._counter)
+
+    def tokenize(self, text: str, *, adds_special_tokens: bool) -> list[int]:
+        """See `TextTokenizer`."""
+        encoded = self._counter(text, add_special_tokens=adds_special_tokens, truncation=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    def strings(self, token_ids: Sequence[int]) -> list[str]:
+        """See `TextTokenizer`."""
+        return [token or "" for token in self._counter.convert_ids_to_tokens(list(token_ids))]
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer`."""
+        return str(self._counter.decode(list(token_ids), skip_special_tokens=False))
+
+
+class SentenceEncoder(_Tokenizes):
     """A bi-encoder. Loads in its constructor, which may download; raises ConfigurationError saying what to do."""
 
     def __init__(self, spec: ModelSpec, compute: Compute) -> None:
@@ -61,21 +83,43 @@ class SentenceEncoder:
         _prepare(compute)
         self._model: Any = _load(spec, lambda path: SentenceTransformer(path, device=compute.device), compute)
         self.max_tokens: int = _limit(self._model)
-        # Cutting off reconfigures the shared tokenizer; used from two threads it raises "Already borrowed".
-        self._counter: Any = copy.deepcopy(self._model.tokenizer)
+        super().__init__(self._model.tokenizer)
         self.dim: int = int(self._model.get_embedding_dimension())
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[Text]) -> list[int]:
         """See `Encoder`."""
-        return _count(self._counter, list(texts))
+        plain = iter(_count(self._counter, [text for text in texts if isinstance(text, str)]))
+        return [next(plain) if isinstance(text, str) else len(text) for text in texts]
 
-    def embed(self, texts: Sequence[str]) -> Floats:
+    def embed(self, texts: Sequence[Text]) -> Floats:
         """See `Encoder`."""
-        vectors = self._model.encode(list(texts), batch_size=max(1, len(texts)), show_progress_bar=False)
-        return normalise(np.asarray(vectors).reshape(len(texts), self.dim))
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        plain = [place for place, text in enumerate(texts) if isinstance(text, str)]
+        if plain:
+            encoded = self._model.encode(
+                [texts[place] for place in plain], batch_size=len(plain), show_progress_bar=False
+            )
+            vectors[plain] = np.asarray(encoded)
+        given = [(place, text) for place, text in enumerate(texts) if not isinstance(text, str)]
+        if given:
+            vectors[[place for place, _ in given]] = self._embed_ids([text for _, text in given])
+        return normalise(vectors)
+
+    def _embed_ids(self, texts: Sequence[tuple[int, ...]]) -> Floats:
+        """Embed ids as they are. What `encode` would put before a text is the caller's to add."""
+        import torch
+
+        padded = self._model.tokenizer.pad(
+            {"input_ids": [list(ids[: self.max_tokens]) for ids in texts]}, return_tensors="pt"
+        )
+        features = {name: tensor.to(self._model.device) for name, tensor in padded.items()}
+        with torch.inference_mode():
+            vectors = self._model(features)["sentence_embedding"]
+        found: Floats = vectors.float().cpu().numpy()
+        return found
 
 
-class SentenceCrossEncoder:
+class SentenceCrossEncoder(_Tokenizes):
     """A reranker with one output. Loads like `SentenceEncoder`."""
 
     def __init__(self, spec: ModelSpec, compute: Compute) -> None:
@@ -85,7 +129,7 @@ class SentenceCrossEncoder:
         _prepare(compute)
         self._model: Any = _load(spec, lambda path: CrossEncoder(path, device=compute.device), compute)
         self.max_tokens: int = _limit(self._model)
-        self._counter: Any = copy.deepcopy(self._model.tokenizer)
+        super().__init__(self._model.tokenizer)
         if self._model.num_labels != 1:
             raise ConfigurationError(
                 f"reranker {spec.name!r} has {self._model.num_labels} outputs; expected a cross-encoder with one"

@@ -12,10 +12,11 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sage_core import ContextLengthExceeded
-from sage_embedding_worker.encoder import CrossEncoder, Encoder, Floats
+from sage_core import BadRequest, ContextLengthExceeded
+from sage_embedding_worker.encoder import CrossEncoder, Encoder, Floats, Text, TextTokenizer
 from sage_embedding_worker.vectors import unique
 from sage_telemetry import metrics
+from sage_wire.messages import Detokenized, Tokenized
 from sage_worker import BatchLoop, FormedBatch
 from sage_worker.batch_queue import BatchLimits
 
@@ -67,12 +68,14 @@ class _Served(Generic[T]):
         name: str,
         max_tokens: int,
         limits: ModelLimits,
+        tokenizer: TextTokenizer,
         count_tokens: Callable[[Sequence[T]], list[int]],
         compute: Callable[[Sequence[T]], Floats],
     ) -> None:
         self.name = name
         self._max_tokens = max_tokens
         self._limits = limits
+        self._tokenizer = tokenizer
         self._count_tokens = count_tokens
         self._compute = compute
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count-tokens")
@@ -96,6 +99,34 @@ class _Served(Generic[T]):
         """Fail what waits with Unavailable. Idempotent."""
         await self._loop.stop()
         self._counter.shutdown(wait=False)
+
+    async def tokenize(self, text: str, *, adds_special_tokens: bool, with_strings: bool) -> Tokenized:
+        """Return the ids that the model reads for `text`, uncut."""
+
+        def read() -> Tokenized:
+            ids = self._tokenizer.tokenize(text, adds_special_tokens=adds_special_tokens)
+            return Tokenized(token_ids=ids, strings=self._tokenizer.strings(ids) if with_strings else [])
+
+        return await asyncio.get_running_loop().run_in_executor(self._counter, read)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> Detokenized:
+        """Return the text of ids. Raises BadRequest for ids that the model does not have."""
+        self.check_ids(token_ids, "tokens")
+        text = asyncio.get_running_loop().run_in_executor(
+            self._counter, self._tokenizer.detokenize, token_ids
+        )
+        return Detokenized(text=await text)
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise BadRequest for ids that the model does not have."""
+        size = self._tokenizer.vocab_size
+        bad = next((token_id for token_id in token_ids if not 0 <= token_id < size), None)
+        if bad is not None:
+            raise BadRequest(
+                f"token id {bad} is outside the vocabulary of {size} of {self.name!r}; ids are those of its own "
+                f"tokenizer, and text may be sent instead",
+                param=param,
+            )
 
     async def compute(
         self, items: Sequence[T], *, is_background: bool = False, batch: FormedBatch | None = None
@@ -144,11 +175,13 @@ class _Served(Generic[T]):
         return [values[place] for place in inverse]
 
 
-class ServedEncoder(_Served[str]):
+class ServedEncoder(_Served[Text]):
     """A bi-encoder: embeds texts, and reranks by cosine."""
 
     def __init__(self, encoder: Encoder, limits: ModelLimits) -> None:
-        super().__init__(encoder.name, encoder.max_tokens, limits, encoder.count_tokens, encoder.embed)
+        super().__init__(
+            encoder.name, encoder.max_tokens, limits, encoder, encoder.count_tokens, encoder.embed
+        )
         self.dim = encoder.dim
         self.max_tokens = encoder.max_tokens
 
@@ -169,7 +202,9 @@ class ServedCrossEncoder(_Served[tuple[str, str]]):
     """A cross-encoder: reranks by reading query and document together."""
 
     def __init__(self, encoder: CrossEncoder, limits: ModelLimits) -> None:
-        super().__init__(encoder.name, encoder.max_tokens, limits, encoder.count_tokens, encoder.score)
+        super().__init__(
+            encoder.name, encoder.max_tokens, limits, encoder, encoder.count_tokens, encoder.score
+        )
         self.max_tokens = encoder.max_tokens
 
     async def rerank(

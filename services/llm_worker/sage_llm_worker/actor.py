@@ -15,23 +15,42 @@ from numpy.typing import NDArray
 
 from sage_actor import ActorContext
 from sage_client import UnifiedInferenceClient
-from sage_core import BadRequest, SageError
+from sage_core import BadRequest, LimitExceeded, SageError
 from sage_llm_worker.config_files import configured_model
 from sage_llm_worker.model_store import ModelStore
 from sage_llm_worker.selection import Selection, build_engine, select_engine
 from sage_llm_worker.settings import LlmWorkerSection
 from sage_telemetry import metrics
-from sage_wire.messages import EngineProfile, Event, Generate, ServedModel, Telemetry, Tokens
+from sage_wire.codec import raw
+from sage_wire.messages import (
+    Completed,
+    Detokenize,
+    Detokenized,
+    EngineProfile,
+    Event,
+    Generate,
+    Output,
+    ServedModel,
+    Telemetry,
+    Tokenize,
+    Tokenized,
+    Tokens,
+    Usage,
+)
 from sage_worker import Assigned, Capacity, Engine, Worker
 from sage_worker.device import is_gpu
 
 __all__ = ["LlmWorker", "end_process"]
 
+_HEADROOM_BYTES: Final = 4096
+"""What a message on the bus needs beside the value it carries."""
 _DESCRIPTIONS: Final = {
     "extractive": "Quotes the passages of the prompt; no generative model.",
     "emulated": "Emulated engine without weights, for load tests.",
 }
 
+_COUNTED_AT_ONCE: Final = 32
+"""Generated tokens of a request; counting one costs as much as passing it on."""
 _tokens = metrics.counter("sage_llm_generated_tokens", "Tokens generated.")
 _prompt_tokens = metrics.counter("sage_llm_prompt_tokens", "Prompt tokens of completed requests.")
 _running = metrics.gauge("sage_llm_running_sequences", "Sequences in the engine's batch.")
@@ -103,6 +122,9 @@ class LlmWorker(Worker):
                 is_gpu=is_gpu(capacity.device),
                 device=capacity.device,
                 profile=_profile(capacity),
+                tool_format=engine.formats.tools,
+                reasoning_format=engine.formats.reasoning,
+                takes_images=capacity.takes_images,
             )
         ]
         self.context.log.info(
@@ -157,24 +179,54 @@ class LlmWorker(Worker):
         return health
 
     async def perform(self, request: Assigned) -> AsyncIterator[Event]:
-        """Generate. Raises BadRequest for other work."""
+        """Generate, tokenize or detokenize. Raises BadRequest for other work."""
         work, engine = request.work, self._engine
-        if not isinstance(work, Generate):
-            raise BadRequest(f"found work {type(work).__name__}; this pool answers Generate")
         assert engine is not None
+        match work:
+            case Generate():
+                pass
+            case Tokenize():
+                tokenized = await engine.tokenize(work)
+                yield self._output(tokenized)
+                yield Completed(usage=Usage(prompt_tokens=len(tokenized.token_ids)))
+                return
+            case Detokenize():
+                yield self._output(await engine.detokenize(work))
+                yield Completed(usage=Usage(prompt_tokens=len(work.token_ids)))
+                return
+            case other:
+                raise BadRequest(
+                    f"found work {type(other).__name__}; this pool answers Generate, Tokenize and Detokenize"
+                )
         # Two attempts of one request may be here for a moment: each has its own sequence.
         events = engine.generate(f"{request.request_id}/{request.attempt}", work, priority=request.priority)
+        num_uncounted = 0
         try:
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Tokens):
-                        _tokens.inc(event.num_tokens)
+                        if not event.is_prompt:
+                            num_uncounted += event.num_tokens
+                            if num_uncounted >= _COUNTED_AT_ONCE:
+                                _tokens.inc(num_uncounted)
+                                num_uncounted = 0
                     else:
                         _prompt_tokens.inc(event.usage.prompt_tokens)
                     yield event
         except SageError:
             self.health()
             raise
+        finally:
+            _tokens.inc(num_uncounted)
+
+    def _output(self, value: Tokenized | Detokenized) -> Output:
+        encoded = raw(value)
+        limit = self.context.bus.max_payload - _HEADROOM_BYTES
+        if len(bytes(encoded)) > limit:
+            raise LimitExceeded(
+                f"the answer has {len(bytes(encoded))} bytes; at most {limit} fit: send less at once"
+            )
+        return Output(value=encoded)
 
     async def _with_model(self, selection: Selection) -> tuple[Selection, Path | None]:
         """Return the selection with the folder of its model, or the reader where a default model cannot be had."""

@@ -102,6 +102,8 @@ def build_engine(
                 threads=section.threads,
                 max_sequences=section.max_sequences,
                 max_context=section.max_context,
+                tool_format=section.tool_format,
+                reasoning_format=section.reasoning_format,
             )
         case _:
             from sage_llm_worker.engines.vllm import VllmEngine, VllmOptions
@@ -115,6 +117,8 @@ def build_engine(
                 kv_cache_bytes=section.vllm.kv_cache_bytes,
                 gpu_memory_utilization=section.vllm.gpu_memory_utilization,
                 enforce_eager=section.vllm.enforce_eager,
+                tool_format=section.tool_format,
+                reasoning_format=section.reasoning_format,
                 extra=section.vllm.extra,
             )
             return VllmEngine(folder, options, model=selection.model)

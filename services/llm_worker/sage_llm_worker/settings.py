@@ -83,6 +83,12 @@ class LlmWorkerSection(Section):
         "auto", description="Number format of the weights."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; unset: its default.")
+    tool_format: Literal["auto", "none", "hermes", "mistral", "llama3_json", "pythonic"] = Field(
+        "auto", description="How the model writes tool calls; `auto`: told from its chat template."
+    )
+    reasoning_format: Literal["auto", "none", "think", "think_open"] = Field(
+        "auto", description="How it writes reasoning; `think_open`: the template itself opens it."
+    )
     max_in_flight: int | None = Field(
         None, ge=1, description="Requests taken at once; the scheduler keeps the rest. Unset: max_sequences."
     )

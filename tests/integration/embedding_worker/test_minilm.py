@@ -61,6 +61,23 @@ def test_tokens_are_those_of_the_model_s_tokenizer(encoder: SentenceEncoder) -> 
     assert encoder.count_tokens(["hello world", "", "word " * 400]) == [4, 2, 402]
 
 
+def test_token_ids_embed_as_the_text_they_are_of(encoder: SentenceEncoder) -> None:
+    texts = [*MIXED[:3], "word " * 300]
+    ids = [tuple(encoder.tokenize(text, adds_special_tokens=True)) for text in texts]
+    assert [len(tokens) for tokens in ids] == encoder.count_tokens(texts) == encoder.count_tokens(ids)
+    # The model's end token is cut off with the rest of what is too long, unlike with text.
+    cut = [*ids[:3], (*ids[3][:255], ids[3][-1])]
+    mixed = encoder.embed([cut[0], texts[1], *cut[2:]])
+    assert np.abs(mixed - encoder.embed(texts)).max() < 1e-3
+
+
+def test_tokens_go_there_and_back(encoder: SentenceEncoder) -> None:
+    ids = encoder.tokenize("Hello penguins", adds_special_tokens=True)
+    assert encoder.strings(ids)[:2] == ["[CLS]", "hello"]
+    assert encoder.detokenize(ids) == "[CLS] hello penguins [SEP]"
+    assert max(ids) < encoder.vocab_size
+
+
 def test_bfloat16_stays_close_to_float32(encoder: SentenceEncoder) -> None:
     half = SentenceEncoder(parse_model("all-MiniLM-L6-v2"), Compute(dtype="bfloat16", threads=1))
     cosines = np.sum(half.embed(MIXED) * encoder.embed(MIXED), axis=1)

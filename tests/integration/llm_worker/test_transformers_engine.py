@@ -6,7 +6,20 @@ import pytest
 
 from sage_core import BadRequest, ConfigurationError
 from sage_llm_worker.testing.engine_suite import EngineSuite, collect
-from sage_wire.messages import ChatMessage, ChatPrompt, Generate, Resume, Sampling, TextPrompt, TokenPrompt
+from sage_wire.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Generate,
+    OneOf,
+    Resume,
+    Sampling,
+    TextPrompt,
+    TokenBias,
+    Tokenize,
+    TokenPrompt,
+    Tokens,
+    ToolDefinition,
+)
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.integration
@@ -17,6 +30,12 @@ def llama(tmp_path_factory):
     from sage_llm_worker.testing import tiny_llama
 
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def tiny_llama_with(path, chat_template, special_tokens):
+    from sage_llm_worker.testing import tiny_llama
+
+    return tiny_llama(path / "tools", chat_template=chat_template, special_tokens=special_tokens)
 
 
 def make(path, **options):
@@ -156,7 +175,7 @@ async def test_parameters_out_of_range_are_refused_by_name(engine):
 async def test_a_model_without_chat_template_gets_a_plain_transcript(tmp_path):
     from sage_llm_worker.testing import tiny_llama
 
-    engine = make(tiny_llama(tmp_path / "base", has_chat_template=False))
+    engine = make(tiny_llama(tmp_path / "base", chat_template=None))
     await engine.start()
     try:
         chat = await collect(engine, request("hello", temperature=0))
@@ -203,3 +222,118 @@ async def test_a_context_the_model_does_not_have_is_a_configuration_error(llama)
     with pytest.raises(ConfigurationError, match="max_context"):
         await engine.start()
     await engine.stop()
+
+
+async def test_markers_that_are_special_tokens_stay_in_the_text_where_they_are_needed(tmp_path):
+    from sage_llm_worker.testing import TOOL_TEMPLATE
+
+    markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    engine = make(tiny_llama_with(tmp_path, TOOL_TEMPLATE, markers))
+    await engine.start()
+    prompt = ChatPrompt(messages=[ChatMessage(role="user", content="x")], tools=[ToolDefinition(name="f")])
+    texts = {}
+    for marker in markers:
+        (token_id,) = (await engine.tokenize(Tokenize(model="m", prompt=TextPrompt(text=marker)))).token_ids[
+            1:
+        ]
+        forced = Sampling(max_tokens=2, logit_bias=[TokenBias(token_id=token_id, bias=100.0)])
+        with_tools = await collect(engine, Generate(model="m", prompt=prompt, sampling=forced))
+        without = await collect(
+            engine, Generate(model="m", prompt=ChatPrompt(messages=prompt.messages), sampling=forced)
+        )
+        texts[marker] = (with_tools.text, without.text)
+    formats = engine.formats
+    await engine.stop()
+    assert (formats.tools, formats.reasoning) == ("hermes", "think")
+    assert texts == {
+        "<tool_call>": ("<tool_call>" * 2, ""),
+        "</tool_call>": ("</tool_call>" * 2, ""),
+        "<think>": ("<think>" * 2, "<think>" * 2),
+        "</think>": ("</think>" * 2, "</think>" * 2),
+    }
+
+
+async def test_text_says_where_reasoning_begins_when_a_request_decides_it(tmp_path):
+    from sage_llm_worker.testing import TOOL_TEMPLATE
+
+    engine = make(tiny_llama_with(tmp_path, TOOL_TEMPLATE, ()))
+    await engine.start()
+
+    def asked(arguments="", **options):
+        messages = [ChatMessage(role="user", content="x")]
+        prompt = ChatPrompt(messages=messages, template_arguments=arguments)
+        sampling = Sampling(max_tokens=12, temperature=0)
+        return Generate(model="m", prompt=prompt, sampling=sampling, **options)
+
+    opened = await collect(engine, asked('{"thinks": true}'))
+    rest = await collect(engine, asked('{"thinks": true}', resume=opened.first(3)))
+    by_text = Resume(text=opened.first(3).text, num_tokens=opened.first(3).num_tokens)
+    usual = await collect(engine, asked())
+    structured = await collect(engine, asked('{"thinks": true}', structure=OneOf(options=["yes"])))
+    resumed = await collect(engine, asked('{"thinks": true}', resume=by_text))
+    await engine.stop()
+    assert opened.pieces[0] == Tokens(text="<think>", num_tokens=0)
+    assert opened.first(3).text + rest.text == opened.text
+    assert not usual.text.startswith("<think>")
+    assert structured.text == "yes"
+    assert opened.completed.usage.completion_tokens == 12
+    assert resumed.completed.usage.prompt_tokens == opened.completed.usage.prompt_tokens
+
+
+async def test_greedy_tokens_have_the_log_probabilities_of_one_pass_over_the_whole_text(engine, llama):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = TokenPrompt(token_ids=[0, *range(30, 330)])
+    sampling = Sampling(max_tokens=8, temperature=0, logprobs=2)
+    answer = await collect(engine, Generate(model="m", prompt=prompt, sampling=sampling, echo=True))
+    ids = [*prompt.token_ids, *(entry.chosen.token_id for entry in answer.logprobs[301:])]
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for place, entry in enumerate(answer.logprobs[1:], start=1):
+        assert entry.chosen.token_id == ids[place]
+        assert entry.chosen.logprob == pytest.approx(float(expected[place - 1, ids[place]]), abs=1e-3)
+        best = expected[place - 1].topk(2)
+        assert [found.token_id for found in entry.top] == best.indices.tolist()
+
+
+async def test_scored_prompts_share_a_batch_with_others(engine):
+    def asked(number, logprobs):
+        prompt = TextPrompt(text="The queue knows. " * (3 + 5 * number))
+        sampling = Sampling(max_tokens=6, temperature=0, logprobs=logprobs)
+        return Generate(model="m", prompt=prompt, sampling=sampling, echo=logprobs is not None)
+
+    requests = [asked(number, number % 2 or None) for number in range(6)]
+    alone = [await collect(engine, request) for request in requests]
+    together = await asyncio.gather(
+        *(collect(engine, request, f"r{number}") for number, request in enumerate(requests))
+    )
+    for one, other in zip(alone, together, strict=True):
+        assert other.text == one.text
+        assert len(other.logprobs) == len(one.logprobs)
+        for entry, same in zip(other.logprobs, one.logprobs, strict=True):
+            assert entry.chosen.logprob == pytest.approx(same.chosen.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_different"),
+    [({"top_k": 1}, 1), ({"min_p": 1.0}, 1), ({"top_p": 0.0}, 1), ({"top_k": 3}, 3), ({}, 20)],
+)
+async def test_few_candidates_mean_few_first_tokens(engine, sampling, num_different):
+    firsts = set()
+    for seed in range(60):
+        answer = await collect(engine, request(seed=seed, max_tokens=1, temperature=1.5, **sampling))
+        firsts.add(tuple(answer.token_ids))
+    assert len(firsts) <= num_different if sampling else len(firsts) > num_different
+
+
+async def test_a_repetition_penalty_makes_repetition_rarer(engine):
+    def repeated(answer):
+        return len(answer.token_ids) - len(set(answer.token_ids))
+
+    usual = await collect(engine, request(temperature=0, max_tokens=80, ignore_eos=True))
+    punished = await collect(
+        engine, request(temperature=0, max_tokens=80, ignore_eos=True, repetition_penalty=5.0)
+    )
+    assert repeated(punished) < repeated(usual)

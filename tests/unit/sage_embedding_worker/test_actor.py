@@ -15,16 +15,48 @@ from sage_bus import MemoryBroker
 from sage_core import BadRequest, Budget, ContextLengthExceeded, LimitExceeded, NotFound
 from sage_core.settings import ActorSettings
 from sage_embedding_worker import EmbeddingWorker, EmbeddingWorkerSection
-from sage_embedding_worker.encoder import Floats
+from sage_embedding_worker.encoder import Floats, Text
 from sage_embedding_worker.locations import ModelSpec
 from sage_embedding_worker.vectors import normalise
-from sage_wire.messages import Completed, Embed, Event, Generate, Rerank, Scores, TextPrompt, Vectors, Work
+from sage_wire.codec import decode
+from sage_wire.messages import (
+    ChatPrompt,
+    Completed,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Event,
+    Generate,
+    Output,
+    Rerank,
+    Scores,
+    TextPrompt,
+    Tokenize,
+    Tokenized,
+    Vectors,
+    Work,
+)
 from sage_worker import Assigned, FormedBatch
 
 DIM = 16
 
 
-class LetterEncoder:
+class LetterTokenizer:
+    """A token is a letter's code point, between `[` and `]` as special tokens."""
+
+    vocab_size = 0x10000
+
+    def tokenize(self, text: str, *, adds_special_tokens: bool) -> list[int]:
+        return [ord(letter) for letter in (f"[{text}]" if adds_special_tokens else text)]
+
+    def strings(self, token_ids: Sequence[int]) -> list[str]:
+        return [f"<{chr(token_id)}>" for token_id in token_ids]
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+class LetterEncoder(LetterTokenizer):
     """Counts letters: deterministic, and similar texts are near. `gate` holds up its thread."""
 
     dim = DIM
@@ -32,28 +64,28 @@ class LetterEncoder:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.name = spec.name
-        self.batches: list[list[str]] = []
+        self.batches: list[list[Text]] = []
         self.threads: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [2 + len(text.split()) for text in texts]
+    def count_tokens(self, texts: Sequence[Text]) -> list[int]:
+        return [2 + len(text.split()) if isinstance(text, str) else len(text) for text in texts]
 
-    def embed(self, texts: Sequence[str]) -> Floats:
+    def embed(self, texts: Sequence[Text]) -> Floats:
         self.entered.set()
         self.gate.wait()
         self.batches.append(list(texts))
         self.threads.add(threading.current_thread().name)
         rows = np.zeros((len(texts), DIM), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
-            for letter in text:
-                row[ord(letter) % DIM] += 1
+            for code in map(ord, text) if isinstance(text, str) else text:
+                row[code % DIM] += 1
         return normalise(rows + np.float32(1e-3))
 
 
-class OverlapReranker:
+class OverlapReranker(LetterTokenizer):
     """Scores a pair by the words it shares."""
 
     max_tokens = 8
@@ -156,7 +188,7 @@ async def test_every_text_gets_its_unit_vector_in_order(start: Start) -> None:
 async def test_equal_texts_are_computed_once_and_counted_each_time(start: Start) -> None:
     running = await start()
     vectors, num_tokens = await running.embed(["a b", "c", "a b", "a b"])
-    assert sorted(text for batch in running.encoder.batches for text in batch) == ["a b", "c"]
+    assert sorted(str(text) for batch in running.encoder.batches for text in batch) == ["a b", "c"]
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert num_tokens == 4 + 3 + 4 + 4
 
@@ -212,6 +244,58 @@ async def test_long_texts_are_cut_and_counted_as_read_or_refused_by_name(start: 
     running = await start(overlong="refuse")
     with pytest.raises(ContextLengthExceeded, match=r"input\[1\] has 22 tokens; 'letters' reads at most 8"):
         await running.embed(["x", long, "x"])
+
+
+async def test_token_ids_are_embedded_as_they_are_and_count_as_many(start: Start) -> None:
+    running = await start()
+    ids = [[97, 98, 98], [99], [97, 98, 98]]
+    *vectors, last = await running.perform(Embed(model="letters", token_ids=ids))
+    rows = np.concatenate([np.frombuffer(event.data, "<f4").reshape(-1, DIM) for event in vectors])  # type: ignore[union-attr]
+    np.testing.assert_array_equal(rows, running.encoder.embed(["abb", "c", "abb"]))
+    assert sorted(running.encoder.batches[0], key=str) == [(97, 98, 98), (99,)]
+    assert isinstance(last, Completed)
+    assert last.usage.prompt_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("work", "param", "found"),
+    [
+        (Embed(model="letters", token_ids=[[1], [2, 0x10000]]), "input", "65536"),
+        (Embed(model="letters", token_ids=[[-1]]), "input", "-1"),
+        (Embed(model="letters", token_ids=[[]]), "input", "0 tokens"),
+        (Embed(model="letters", texts=["a"], token_ids=[[1]]), "input", "both"),
+        (Detokenize(model="letters", token_ids=[0x10000]), "tokens", "text may be sent"),
+        (Tokenize(model="letters", prompt=ChatPrompt(messages=[])), "messages", "chat template"),
+    ],
+)
+async def test_tokens_that_cannot_be_read_are_refused_by_name(
+    start: Start, work: Work, param: str, found: str
+) -> None:
+    running = await start()
+    with pytest.raises(BadRequest, match=found) as refused:
+        await running.perform(work)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("model", ["letters", "overlap"])
+async def test_texts_become_tokens_and_tokens_texts(start: Start, model: str) -> None:
+    running = await start()
+    output, last = await running.perform(
+        Tokenize(model=model, prompt=TextPrompt(text="ab"), with_strings=True)
+    )
+    assert isinstance(output, Output)
+    assert isinstance(last, Completed)
+    tokenized = decode(Tokenized, output.value)
+    assert "".join(tokenized.strings) == "<[><a><b><]>"
+    assert last.usage.prompt_tokens == len(tokenized.token_ids) == 4
+    output, _ = await running.perform(
+        Tokenize(model=model, prompt=TextPrompt(text="ab"), adds_special_tokens=False)
+    )
+    assert isinstance(output, Output)
+    assert decode(Tokenized, output.value) == Tokenized(token_ids=[97, 98])
+    output, _ = await running.perform(Detokenize(model=model, token_ids=[91, 97, 93]))
+    assert isinstance(output, Output)
+    assert decode(Detokenized, output.value).text == "[a]"
 
 
 async def test_what_is_announced_is_what_is_served(start: Start) -> None:

@@ -18,13 +18,20 @@ from sage_wire.messages import (
     ChatMessage,
     ChatPrompt,
     Completed,
+    Detokenize,
+    Detokenized,
     Dispatch,
+    Dispatches,
     Embed,
     Failed,
     Frame,
     Generate,
+    Output,
     Sampling,
     Started,
+    TextPrompt,
+    Tokenize,
+    Tokenized,
     Tokens,
 )
 
@@ -82,7 +89,7 @@ class Cluster:
             reply_to=subjects.frames("consumer"),
             work=codec.raw(work),
         )
-        self.bus.publish(subjects.worker_dispatch("worker"), codec.encode(message))
+        self.bus.publish(subjects.worker_dispatch("worker"), codec.encode(Dispatches(dispatches=[message])))
 
     async def until(self, request_id, kind):
         async with asyncio.timeout(5):
@@ -113,6 +120,34 @@ async def test_presence_names_the_model_and_the_engines_limit():
         ]
         assert presence.max_in_flight == 5
         assert presence.health == "ok"
+
+
+async def test_presence_says_how_the_model_writes_calls_and_reasoning_and_that_it_takes_images():
+    async with Cluster(EMULATED) as cluster:
+        (model,) = cluster.runtime.actor.presence().models
+        assert (model.tool_format, model.reasoning_format, model.takes_images) == ("hermes", "think", True)
+
+
+async def test_texts_become_tokens_and_tokens_texts():
+    async with Cluster(EMULATED) as cluster:
+        cluster.dispatch("t", Tokenize(model="m", prompt=TextPrompt(text="Größe"), with_strings=True))
+        completed = await cluster.until("t", Completed)
+        tokenized = codec.decode(Tokenized, (await cluster.until("t", Output)).value)
+        assert completed.usage.prompt_tokens == len(tokenized.token_ids) == len(tokenized.strings)
+        cluster.dispatch("d", Detokenize(model="m", token_ids=tokenized.token_ids))
+        found = codec.decode(Detokenized, (await cluster.until("d", Output)).value)
+        assert found.text == "Größe"
+        cluster.dispatch("bad", Detokenize(model="m", token_ids=[-1]))
+        failed = await cluster.until("bad", Failed)
+        assert (failed.error.code, failed.error.param) == ("bad_request", "tokens")
+
+
+async def test_tokens_that_do_not_fit_a_message_are_refused():
+    async with Cluster(EMULATED) as cluster:
+        cluster.broker.max_payload = 100_000
+        cluster.dispatch("t", Tokenize(model="m", prompt=TextPrompt(text="x" * 60_000)))
+        failed = await cluster.until("t", Failed)
+        assert failed.error.code == "limit_exceeded"
 
 
 async def test_a_cancel_frees_the_sequence():

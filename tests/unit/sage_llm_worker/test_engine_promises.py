@@ -24,6 +24,18 @@ class TestEmulatedWithSteps(EngineSuite):
 
 
 class TestExtractive(EngineSuite):
+    refused = frozenset(
+        (
+            "response_format",
+            "structured_outputs",
+            "logprobs",
+            "echo",
+            "logit_bias",
+            "stop_token_ids",
+            "tokenize",
+        )
+    )
+
     def make_engine(self, max_sequences=None):
         return ExtractiveEngine(max_sequences=max_sequences, max_context=4096)
 

@@ -1,9 +1,14 @@
 """What leaves an engine: whole characters, no stop strings, and text that always equals its ids."""
 
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
-from sage_llm_worker.text import Detokenizer, TextAssembler
+from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
+from sage_wire.messages import Logprob, TokenLogprobs
 
 
 def decode_bytes(ids):
@@ -114,3 +119,43 @@ def test_text_released_is_the_text_of_the_ids_released_until_the_last(pieces, st
         text += tokens.text
         ids += tokens.token_ids
         assert text == "".join(pieces[number] for number in ids)
+
+
+def entry(token_id):
+    return TokenLogprobs(chosen=Logprob(text=str(token_id), logprob=-1.0, token_id=token_id))
+
+
+def test_log_probabilities_leave_with_their_tokens():
+    assembler = TextAssembler(["END"])
+    held = [
+        assembler.push((number,), text, logprobs=entry(number))
+        for number, text in enumerate([None, "é", "E", "N", "d"])
+    ]
+    released = [tokens for tokens in held if tokens is not None]
+    assert [tokens.token_ids for tokens in released] == [[0, 1], [2, 3, 4]]
+    for tokens in released:
+        assert [found.chosen.token_id for found in tokens.logprobs] == tokens.token_ids
+
+
+def test_the_stop_string_that_begins_first_is_named():
+    assembler = TextAssembler(["late", "ly", "ate"])
+    assembler.push((1,), "lately")
+    assert assembler.stopped_by == "late"
+
+
+def test_stop_strings_are_not_looked_for_in_the_first_tokens():
+    assembler = TextAssembler(["a"], num_unsearched=2)
+    texts = [assembler.push((number,), "a") for number in range(3)]
+    assert [tokens.text if tokens else None for tokens in texts] == ["a", "a", None]
+    assert assembler.is_stopped
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"), [((), "a b"), (("[CALL]",), "a[CALL] b"), (("[CALL]", "[END]"), "a[CALL] b[END]")]
+)
+def test_special_tokens_are_left_out_but_for_those_that_are_kept(kept, text):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[CALL]": 2, "[END]": 3}, unk_token="a"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("b", " b"), decoders.Fuse()])
+    tokenizer.add_special_tokens(["[CALL]", "[END]"])
+    wrapped = SimpleNamespace(backend_tokenizer=tokenizer)
+    assert decoder_of(wrapped, kept)([0, 2, 1, 3]) == text

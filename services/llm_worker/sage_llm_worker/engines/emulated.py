@@ -1,8 +1,20 @@
 """An engine without weights: the simulator's engine model in real time, with deterministic text.
 
 Token `i` of an answer depends on the seed, the prompt and `i` alone, so any attempt on any host continues the same
-text. Prompts are counted as the scheduler estimates them. An answer has `max_tokens` tokens, or as many as the last
-line of the prompt says (`sage-output-tokens: 37`): a length that nobody but this engine knows beforehand.
+text. Prompts are counted as the scheduler estimates them (`emulated_text` is the vocabulary). An answer has
+`max_tokens` tokens, or as many as the last line of the prompt says (`sage-output-tokens: 37`): a length that nobody but
+this engine knows beforehand. What else it does, always in the same way:
+
+- a line `sage-reasoning: 20` at the end of the prompt: 20 words of reasoning come first, in the format `think`
+- a chat with tools whose last message is a user's and asks for some of them (`emulated_script.called_tools`): the
+  answer is those calls in the format `hermes`, with the shortest arguments that the tool's schema allows
+- a structure: the answer is a short text that it allows (`shortest_text`); of several options, the first. Where a chat
+  has tools and the structure allows a JSON list of calls, the list has the first call that is asked for
+- `logit_bias`: the token with the highest bias, if that is 10 or more, is every word of the answer; those at -10 or
+  less are never written
+- `logprobs`: made-up ones, the same for the same token
+
+Images are counted, at 256 tokens each, and not looked at. Other sampling parameters have no effect.
 """
 
 from __future__ import annotations
@@ -10,10 +22,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import time
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -22,27 +33,43 @@ import msgspec
 
 from sage_client.work_size import measure
 from sage_core import BadRequest, Cancelled, ConfigurationError, Conflict, WorkerLost
-from sage_llm_worker.limits import num_resumed, output_limit
+from sage_llm_worker.echo import echo_pieces
+from sage_llm_worker.engines.emulated_script import Plan, Planner, Script, Twist
+from sage_llm_worker.engines.emulated_text import (
+    NUM_WORDS,
+    WORDS,
+    bytes_of,
+    check_ids,
+    ids_of_prompt,
+    logprobs_of,
+    word_at,
+)
+from sage_llm_worker.formats import THINK
+from sage_llm_worker.limits import check_sampling, num_resumed, output_limit
 from sage_llm_worker.profiles import load_profile
 from sage_llm_worker.streams import EventStream
 from sage_llm_worker.text import TextAssembler
 from sage_native import EngineModel
 from sage_policy import EngineProfile
-from sage_wire.messages import ChatPrompt, Completed, Generate, TextPrompt, Timings, Tokens, Usage
+from sage_wire.messages import (
+    ChatPrompt,
+    Completed,
+    Detokenize,
+    Detokenized,
+    Generate,
+    TextPrompt,
+    Timings,
+    Tokenize,
+    Tokenized,
+    TokenPrompt,
+    Tokens,
+    Usage,
+)
 from sage_wire.prefix import BLOCK_TOKENS
-from sage_worker.engine import Capacity, EngineStats, StepCost
+from sage_worker.engine import Capacity, EngineStats, StepCost, TextFormats
 
 __all__ = ["EmulatedEngine"]
 
-_VOCABULARY: Final = (
-    "able air also area back ball bank base bell bird blue boat body book call card care case cell city "
-    "code cold cost dark data date deal deep desk door down draw east edge face fact fall farm fast fire "
-    "fish flow food form free game gate give goal gold good gray hand head help high hill home hope hour"
-)
-_WORDS: Final = tuple(_VOCABULARY.split())
-_MASK: Final = 0xFFFFFFFF
-_LENGTH_MARK: Final = re.compile(r"(?:\A|\n)sage-output-tokens: (\d{1,7})\s*\Z")
-_LONGEST_MARK: Final = 64
 _MAX_LATE: Final = 0.05
 """Seconds that steps may lag: an event loop that was blocked for longer does not make up for it in a burst."""
 
@@ -54,6 +81,8 @@ class _Request:
     stream: EventStream
     assembler: TextAssembler | None
     key: int
+    script: Script
+    twist: Twist | None
     num_prompt: int
     num_generated: int
     end: int
@@ -62,6 +91,7 @@ class _Request:
     first_token: float = 0.0
     num_cached: int = 0
     is_cached_told: bool = False
+    stop_reason: int | str | None = None
 
     def put(self, tokens: Tokens) -> None:
         """Hand over a piece of the answer; the first one says what came from the cache."""
@@ -104,6 +134,7 @@ class EmulatedEngine:
         self._task: asyncio.Task[None] | None = None
         self._num_submitted = 0
         self._num_generated = 0
+        self._planner = Planner()
 
     async def start(self) -> None:
         """Load the profile and start the stepping loop. Raises ConfigurationError for a profile that cannot be used."""
@@ -134,6 +165,12 @@ class EmulatedEngine:
             self._task = None
         for request_id in list(self._requests):
             await self.abort(request_id)
+        self._planner.close()
+
+    @property
+    def formats(self) -> TextFormats:
+        """What `emulated_script` writes."""
+        return TextFormats(tools="hermes", reasoning=THINK)
 
     @property
     def capacity(self) -> Capacity:
@@ -147,6 +184,7 @@ class EmulatedEngine:
             block_tokens=profile.block_tokens,
             # Each stands for hardware of its own, however many of them run on one laptop.
             device=f"emulated:{os.getpid()}",
+            takes_images=True,
             step_cost=StepCost(**{field.name: getattr(profile, field.name) for field in fields(StepCost)}),
         )
 
@@ -170,11 +208,17 @@ class EmulatedEngine:
         self, request_id: str, request: Generate, *, priority: int = 0
     ) -> AsyncGenerator[Tokens | Completed, None]:
         """Yield one `Tokens` a step, then `Completed`; see `Engine.generate`."""
-        item = self._admit(request_id, request, priority)
-        if item.num_generated >= item.end:
-            yield _completed(item, Timings())
-            return
+        prompt = request.prompt
+        if isinstance(prompt, ChatPrompt) and not prompt.messages:
+            raise BadRequest("messages is empty; expected at least one message", param="messages")
+        item = self._admit(request_id, request, await self._planner.plan(request), priority)
         try:
+            if request.echo and request.resume is None:
+                for piece in _echo(request):
+                    yield piece
+            if item.num_generated >= item.end:
+                yield _completed(item, Timings())
+                return
             while True:
                 event = await item.stream.get()
                 yield event
@@ -191,29 +235,46 @@ class EmulatedEngine:
             item.stream.fail(Cancelled("the request was aborted"))
             self._forget(item)
 
-    def _admit(self, request_id: str, request: Generate, priority: int) -> _Request:
+    async def tokenize(self, request: Tokenize) -> Tokenized:
+        """Four bytes to a token; there are no special tokens to add."""
+        ids = ids_of_prompt(request.prompt)
+        strings = [bytes_of([token_id]).decode("utf-8", "replace") for token_id in ids]
+        return Tokenized(token_ids=ids, strings=strings if request.with_strings else [])
+
+    async def detokenize(self, request: Detokenize) -> Detokenized:
+        """The reverse."""
+        check_ids(request.token_ids, "tokens")
+        return Detokenized(text=bytes_of(request.token_ids).decode("utf-8", "replace"))
+
+    def _admit(self, request_id: str, request: Generate, plan: Plan, priority: int) -> _Request:
         if request_id in self._requests:
             raise Conflict(f"request {request_id} is already running on this engine")
-        if isinstance(request.prompt, ChatPrompt) and not request.prompt.messages:
-            raise BadRequest("messages is empty; expected at least one message", param="messages")
+        sampling = request.sampling
+        check_sampling(sampling)
         size, resumed = measure(request), num_resumed(request)
         num_prompt = max(1, size.num_prompt_tokens - resumed)
-        marked = _marked_length(request)
+        if isinstance(request.prompt, TokenPrompt):
+            check_ids(request.prompt.token_ids, "prompt")
+        wanted = plan.wanted
+        if wanted is not None and not plan.is_whole:
+            wanted = None if sampling.ignore_eos else max(wanted, sampling.min_tokens)
         limit = output_limit(
             request,
             num_prompt=num_prompt,
             max_context=self.profile.max_context,
-            default=marked or self._default_tokens,
+            default=len(plan.script) + self._default_tokens if wanted is None else wanted,
         )
-        end = min(limit, marked or limit)
-        is_cut = request.sampling.max_tokens is not None and end == limit
+        end = limit if wanted is None else min(limit, wanted)
+        is_cut = sampling.max_tokens is not None if wanted is None else end < wanted
         self._num_submitted += 1
         item = _Request(
             request_id=request_id,
             number=self._num_submitted,
-            stream=EventStream(),
-            assembler=TextAssembler(request.sampling.stop) if request.sampling.stop else None,
+            stream=EventStream(request.gather_ms / 1000),
+            assembler=TextAssembler(sampling.stop, sampling.min_tokens - resumed) if sampling.stop else None,
             key=_text_key(request),
+            script=plan.script,
+            twist=Twist.of(sampling),
             num_prompt=num_prompt,
             num_generated=resumed,
             end=end,
@@ -278,29 +339,48 @@ class EmulatedEngine:
                     self._emit(item, now)
 
     def _emit(self, item: _Request, now: float) -> None:
-        index = item.num_generated
-        word = ((item.key ^ (index * 0x9E3779B1)) * 0x85EBCA6B & _MASK) >> 20
-        token_id = word % len(_WORDS)
-        text = f" {_WORDS[token_id]}" if index else _WORDS[token_id]
+        index, script, twist = item.num_generated, item.script, item.twist
+        if index < len(script):
+            token_id, text = script[index]
+        else:
+            token_id = word_at(item.key, index) if twist is None else twist.word_at(item.key, index)
+            if index == len(script) and token_id < NUM_WORDS and (twist is None or twist.forced is None):
+                token_id += NUM_WORDS  # the answer does not begin with a space
+            text = (
+                WORDS[token_id] if token_id < len(WORDS) else bytes_of([token_id]).decode("utf-8", "replace")
+            )
         item.num_generated = index + 1
         self._num_generated += 1
-        is_last = item.num_generated >= item.end
         if not item.first_token:
             item.first_token = now
             item.num_cached = self._engine.num_cached(item.number)
+        logprobs = None
+        if twist is not None:
+            if token_id in twist.stop_ids and index >= twist.min_tokens:
+                item.reason, item.stop_reason = "stop", token_id
+                self._end(item, now)
+                return
+            if twist.num_logprobs is not None:
+                logprobs = logprobs_of(token_id, twist.num_logprobs)
         if item.assembler is None:
-            item.put(Tokens(text=text, token_ids=[token_id]))
+            if logprobs is None:
+                item.put(Tokens(text=text, token_ids=[token_id]))
+            else:
+                item.put(Tokens(text=text, token_ids=[token_id], logprobs=[logprobs]))
         else:
-            if (released := item.assembler.push((token_id,), text)) is not None:
+            if (released := item.assembler.push((token_id,), text, logprobs=logprobs)) is not None:
                 item.put(released)
             if item.assembler.is_stopped:
-                item.reason = "stop"
+                item.reason, item.stop_reason = "stop", item.assembler.stopped_by
                 self._finish(item, now)
                 return
-            if is_last and (rest := item.assembler.finish()) is not None:
-                item.put(rest)
-        if is_last:
-            self._finish(item, now)
+        if item.num_generated >= item.end:
+            self._end(item, now)
+
+    def _end(self, item: _Request, now: float) -> None:
+        if item.assembler is not None and (rest := item.assembler.finish()) is not None:
+            item.put(rest)
+        self._finish(item, now)
 
     def _finish(self, item: _Request, now: float) -> None:
         self._forget(item)
@@ -314,20 +394,19 @@ def _completed(item: _Request, timings: Timings) -> Completed:
     usage = Usage(
         prompt_tokens=item.num_prompt, completion_tokens=item.num_generated, cached_tokens=item.num_cached
     )
-    return Completed(finish_reason=item.reason, usage=usage, timings=timings)
+    return Completed(finish_reason=item.reason, usage=usage, timings=timings, stop_reason=item.stop_reason)
 
 
-def _marked_length(request: Generate) -> int | None:
-    """Return the length of the answer that the last line of the prompt gives."""
-    match request.prompt:
-        case ChatPrompt(messages=messages):
-            text = messages[-1].content
-        case TextPrompt(text=text):
-            pass
-        case _:
-            return None
-    found = _LENGTH_MARK.search(text[-_LONGEST_MARK:])
-    return max(1, int(found[1])) if found else None
+def _echo(request: Generate) -> Iterator[Tokens]:
+    prompt, num_logprobs = request.prompt, request.sampling.logprobs
+    ids = ids_of_prompt(prompt)
+    text = prompt.text if isinstance(prompt, TextPrompt) else bytes_of(ids).decode("utf-8", "replace")
+    logprobs = (
+        []
+        if num_logprobs is None
+        else [logprobs_of(token_id, num_logprobs, is_first=not place) for place, token_id in enumerate(ids)]
+    )
+    return echo_pieces(text, ids, logprobs)
 
 
 def _text_key(request: Generate) -> int:

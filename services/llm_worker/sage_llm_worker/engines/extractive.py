@@ -17,21 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_core import BadRequest, Cancelled, Conflict, SageError
-from sage_llm_worker.limits import output_limit
+from sage_llm_worker.limits import check_sampling, output_limit, refuse_images
 from sage_llm_worker.ranking import Ranking, choose, rank_sentences, score_by_words
 from sage_llm_worker.reading import Passage, Reading, Sentence, read_messages
+from sage_llm_worker.structures import param_of
 from sage_telemetry import get_logger
 from sage_wire.messages import (
     ChatMessage,
     ChatPrompt,
     Completed,
+    Detokenize,
+    Detokenized,
     Generate,
     TextPrompt,
     Timings,
+    Tokenize,
+    Tokenized,
+    TokenPrompt,
     Tokens,
     Usage,
 )
-from sage_worker.engine import Capacity, EngineStats
+from sage_worker.engine import Capacity, EngineStats, TextFormats
 
 __all__ = ["EXTRACTIVE_MODEL", "EmbedTexts", "ExtractiveEngine"]
 
@@ -103,6 +109,11 @@ class ExtractiveEngine:
         """`max_context` counts words and punctuation marks."""
         return self._capacity
 
+    @property
+    def formats(self) -> TextFormats:
+        """None: it calls no tools and does not reason."""
+        return TextFormats()
+
     def stats(self) -> EngineStats:
         """There is no KV cache: `kv_used` is 0."""
         return EngineStats(
@@ -123,7 +134,8 @@ class ExtractiveEngine:
         del priority
         if request_id in self._running:
             raise Conflict(f"request {request_id} is already running on this engine")
-        messages = _messages_of(request)
+        _refuse_unknown(request)
+        messages = _messages_of(request.prompt)
         num_prompt = sum(_num_tokens(message.content) for message in messages)
         limit = output_limit(request, num_prompt=num_prompt, max_context=self._capacity.max_context)
         self._running[request_id] = None
@@ -146,6 +158,16 @@ class ExtractiveEngine:
             task = self._running[request_id]
             if task is not None:
                 task.cancel()
+
+    async def tokenize(self, request: Tokenize) -> Tokenized:
+        """Refused: words are no ids."""
+        del request
+        raise BadRequest(f"{EXTRACTIVE_MODEL} reads text; it has no token ids", param="model")
+
+    async def detokenize(self, request: Detokenize) -> Detokenized:
+        """Refused, as `tokenize` is."""
+        del request
+        raise BadRequest(f"{EXTRACTIVE_MODEL} reads text; it has no token ids", param="model")
 
     async def _answer(
         self,
@@ -172,9 +194,11 @@ class ExtractiveEngine:
         text, is_cut = _cut_to_tokens(text, limit - num_tokens)
         if is_cut:
             reason = "length"
-        ends = [at for at in (text.find(stop) for stop in request.sampling.stop if stop) if at >= 0]
+        stop_reason: str | None = None
+        ends = [(at, stop) for stop in request.sampling.stop if stop and (at := text.find(stop)) >= 0]
         if ends:
-            text, reason = text[: min(ends)], "stop"
+            at, stop_reason = min(ends)
+            text, reason = text[:at], "stop"
         for match in _PIECE.finditer(text):
             self._raise_if_aborted(request_id)
             size = _num_tokens(match[0])
@@ -186,6 +210,7 @@ class ExtractiveEngine:
         self._raise_if_aborted(request_id)
         yield Completed(
             finish_reason=reason,
+            stop_reason=stop_reason,
             usage=Usage(prompt_tokens=num_prompt, completion_tokens=num_tokens),
             timings=Timings(prefill_ms=(read - started) * 1e3, decode_ms=(time.monotonic() - read) * 1e3),
         )
@@ -282,8 +307,25 @@ def _quoted(passage: Passage, text: str) -> str:
     return f"“{text}”{citation}"
 
 
-def _messages_of(request: Generate) -> list[ChatMessage]:
-    prompt = request.prompt
+def _refuse_unknown(request: Generate) -> None:
+    """Raise BadRequest for what a quotation cannot be: other sampling parameters than these have no effect at all."""
+    sampling = request.sampling
+    check_sampling(sampling)
+    refuse_images(request)
+    tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else []
+    for param, is_asked, what in (
+        (param_of(request.structure) if request.structure else "", request.structure, "writes no structures"),
+        ("tools", tools, "calls no tools"),
+        ("echo", request.echo, "does not repeat the prompt"),
+        ("logprobs", sampling.logprobs is not None, "has no log probabilities"),
+        ("logit_bias", sampling.logit_bias, "has no vocabulary"),
+        ("stop_token_ids", sampling.stop_token_ids, "has no vocabulary"),
+    ):
+        if is_asked:
+            raise BadRequest(f"{EXTRACTIVE_MODEL} {what}; ask a generative model", param=param)
+
+
+def _messages_of(prompt: ChatPrompt | TextPrompt | TokenPrompt) -> list[ChatMessage]:
     if isinstance(prompt, ChatPrompt):
         if not prompt.messages:
             raise BadRequest("messages is empty; expected at least one message", param="messages")

@@ -6,52 +6,55 @@ Commands come in through a queue; what a step produced leaves with one call into
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from sage_core import ConfigurationError, EngineError, Internal, SageError
-from sage_llm_worker.engines.rolling_batch import RollingBatch, Sequence, kv_bytes_per_token
-from sage_llm_worker.engines.sampling import Sampler, SamplingDefaults
-from sage_llm_worker.limits import output_limit
-from sage_llm_worker.prompts import prompt_ids, resumed_ids
+from sage_core import ConfigurationError, EngineError, Internal, SageError, WorkerLost
+from sage_llm_worker.echo import echo_pieces
+from sage_llm_worker.engines.model_loading import LoadedModel, LoadOptions, load_model
+from sage_llm_worker.engines.rolling_batch import Emission, Sequence
+from sage_llm_worker.engines.sampling import Sampler
+from sage_llm_worker.formats import markers_of
+from sage_llm_worker.limits import check_vocabulary, output_limit
+from sage_llm_worker.prompts import PromptReader
 from sage_llm_worker.streams import EventStream
-from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
+from sage_llm_worker.structures import advance
+from sage_llm_worker.text import Detokenizer, TextAssembler
+from sage_llm_worker.vocabulary import Vocabulary
 from sage_telemetry import get_logger
-from sage_wire.messages import Completed, Generate, Timings, Tokens, Usage
-from sage_worker.device import device_name
-from sage_worker.engine import Capacity, EngineStats
+from sage_wire.messages import ChatPrompt, Completed, Generate, Timings, Tokens, Usage
+from sage_worker.engine import Capacity, EngineStats, TextFormats
 
-__all__ = ["LoadOptions", "ModelThread"]
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
+__all__ = ["ModelThread", "Submission"]
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load a model. `dtype` is auto, float32, bfloat16 or float16; None means the default."""
-
-    path: Path
-    dtype: str = "auto"
-    threads: int | None = None
-    max_sequences: int = 16
-    max_context: int | None = None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request on its way to the thread."""
+    """A checked request on its way to the thread. `matcher`: of its structure, at the beginning."""
 
     request_id: str
     request: Generate
     priority: int
     stream: EventStream
     submitted: float
+    matcher: LLMatcher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function of the thread's own reader of prompts, and who waits for what it returns."""
+
+    function: Callable[[PromptReader], Any]
+    result: asyncio.Future[Any]
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class _Running:
     assembler: TextAssembler
     num_prompt: int
     limit: int
+    end_ids: frozenset[int]
+    is_echo_due: bool = False
     first_token: float = 0.0
 
 
@@ -78,12 +83,14 @@ class ModelThread:
         self._options = options
         self._loop = loop
         self._log = get_logger()
-        self._commands: queue.SimpleQueue[Submission | str | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Submission | _Call | str | None] = queue.SimpleQueue()
         self._running: dict[str, _Running] = {}
         self._outbox: list[_Delivery] = []
         self._thread: threading.Thread | None = None
-        self._loaded: asyncio.Future[None] = loop.create_future()
+        self._loaded: asyncio.Future[LoadedModel] = loop.create_future()
+        self._calls: set[asyncio.Future[Any]] = set()
         self.capacity = Capacity(max_sequences=options.max_sequences, max_context=0, kv_tokens=0)
+        self.formats = TextFormats()
         self.stats = EngineStats(num_running=0, num_waiting=0, kv_used=0.0, num_generated=0)
         self._num_generated = 0
 
@@ -92,12 +99,24 @@ class ModelThread:
         """False before the start and after the thread ended, for whatever reason."""
         return self._thread is not None and self._thread.is_alive()
 
-    async def start(self) -> None:
-        """Load the model. Raises ConfigurationError where it cannot be served."""
+    async def start(self) -> Vocabulary:
+        """Load the model and return its vocabulary. Raises ConfigurationError where it cannot be served."""
         # A daemon: a step that never ends must not keep the process from exiting.
         self._thread = threading.Thread(target=self._main, name="sage-model", daemon=True)
         self._thread.start()
-        await self._loaded
+        model = await self._loaded
+        self.capacity, self.formats = model.capacity, model.reader.formats
+        return model.vocabulary
+
+    async def call(self, function: Callable[[PromptReader], T]) -> T:
+        """Return what `function` makes of the reader of prompts, which only this thread may use."""
+        result: asyncio.Future[T] = self._loop.create_future()
+        self._calls.add(result)
+        self._commands.put(_Call(function, result))
+        try:
+            return await result
+        finally:
+            self._calls.discard(result)
 
     def submit(self, submission: Submission) -> None:
         """Queue a request; its stream gets tokens, then `Completed` or an error."""
@@ -109,70 +128,31 @@ class ModelThread:
 
     async def stop(self) -> None:
         """End the thread after its current step and free the model."""
+        for result in self._calls:
+            if not result.done():
+                result.set_exception(WorkerLost("the engine was stopped"))
         if self._thread is not None:
             self._commands.put(None)
             await asyncio.to_thread(self._thread.join, 3.0)
 
     def _main(self) -> None:
         try:
-            self._load()
+            self._model = load_model(self._options)
         except SageError as error:
-            self._from_thread(self._settle_load, error)
+            self._from_thread(_settle, (self._loaded, error))
             return
         except Exception as error:  # loaders raise anything; it is told as a setting that cannot be served
             message = f"model {self._options.path} cannot be loaded: {error}"
-            self._from_thread(self._settle_load, ConfigurationError(message))
+            self._from_thread(_settle, (self._loaded, ConfigurationError(message)))
             return
-        self._from_thread(self._settle_load, None)
+        self._batch = self._model.batch
+        self._from_thread(_settle, (self._loaded, self._model))
         while self._take_commands():
             try:
                 self._step()
             except Exception as error:  # a failed step fails its sequences, not the thread
                 self._fail_all(error)
             self._publish()
-
-    def _settle_load(self, error: SageError | None) -> None:
-        if self._loaded.done():
-            return
-        if error is None:
-            self._loaded.set_result(None)
-        else:
-            self._loaded.set_exception(error)
-
-    def _load(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        options = self._options
-        if options.threads is not None:
-            # OpenMP keeps the number per thread, so it is set in the one that computes.
-            torch.set_num_threads(options.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        path = str(options.path)
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(options.dtype, device))
-        model = model.to(device).eval()
-        self._defaults, self._eos_ids = _generation_defaults(model, self._tokenizer)
-        self._vocab_size = model.get_input_embeddings().weight.shape[0]
-        max_context = _max_context(model, self._tokenizer, options.max_context)
-        bytes_per_token = kv_bytes_per_token(model)
-        fits = _cache_bytes(device) // max(1, bytes_per_token)
-        max_context = min(max_context, fits)
-        kv_tokens = min(fits, options.max_sequences * max_context)
-        self.capacity = Capacity(
-            max_sequences=options.max_sequences,
-            max_context=max_context,
-            kv_tokens=kv_tokens,
-            device=device_name(str(device)),
-        )
-        self._batch = RollingBatch(
-            model,
-            max_sequences=options.max_sequences,
-            kv_tokens=kv_tokens,
-            pad_id=min(self._eos_ids, default=0),
-        )
-        self._decode = decoder_of(self._tokenizer)
 
     def _take_commands(self) -> bool:
         """Apply what was asked; waits while there is nothing to step. False: the thread is to end."""
@@ -185,19 +165,29 @@ class ModelThread:
             is_blocking = False
             if command is None:
                 return False
-            if isinstance(command, str):
-                self._forget(command)
-            else:
-                self._admit(command)
+            match command:
+                case str():
+                    self._forget(command)
+                case _Call():
+                    self._answer(command)
+                case Submission():
+                    self._admit(command)
+
+    def _answer(self, call: _Call) -> None:
+        outcome: Any
+        try:
+            outcome = call.function(self._model.reader)
+        except SageError as error:
+            outcome = error
+        except Exception as error:  # a tokenizer may raise anything; it costs this call alone
+            self._log.exception("tokenizer_failed")
+            outcome = Internal(f"the tokenizer failed: {error!r}")
+        self._from_thread(_settle, (call.result, outcome))
 
     def _admit(self, submission: Submission) -> None:
         """Tokenize and check a request. On this thread, since tokenizers are not safe to share between two."""
-        request = submission.request
         try:
-            ids = prompt_ids(self._tokenizer, request, vocab_size=self._vocab_size)
-            resumed = resumed_ids(self._tokenizer, request)
-            limit = output_limit(request, num_prompt=len(ids), max_context=self.capacity.max_context)
-            sampler = Sampler(request.sampling, self._defaults, ids, resumed)
+            running = self._prepare(submission)
         except SageError as error:
             self._deliver(submission.stream, error)
             self._publish()
@@ -207,66 +197,131 @@ class ModelThread:
             self._deliver(submission.stream, Internal(f"the prompt could not be prepared: {error!r}"))
             self._publish()
             return
-        sequence = Sequence(
-            submission.request_id,
-            ids + resumed,
-            max_length=len(ids) + limit,
-            sampler=sampler,
-            index=len(resumed),
-            priority=submission.priority,
-        )
-        running = _Running(
-            submission,
-            sequence,
-            Detokenizer(self._decode, context=sequence.ids),
-            TextAssembler(request.sampling.stop),
-            num_prompt=len(ids),
-            limit=limit,
-        )
-        if len(resumed) >= limit:
+        if running.sequence.index >= running.limit and not running.is_echo_due:
             self._complete(running, "length")
             self._publish()
             return
+        if running.sequence.sampler.is_complete:
+            self._complete(running, "stop")
+            self._publish()
+            return
         self._running[submission.request_id] = running
-        self._batch.add(sequence)
+        self._batch.add(running.sequence)
+
+    def _prepare(self, submission: Submission) -> _Running:
+        """Return the request ready to run, what comes before its first token delivered. Raises BadRequest."""
+        request, model = submission.request, self._model
+        sampling, reader = request.sampling, model.reader
+        prompt = reader.read(request)
+        limit = output_limit(request, num_prompt=len(prompt.ids), max_context=model.capacity.max_context)
+        check_vocabulary(sampling, model.vocab_size)
+        end_ids = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos or submission.matcher is not None:
+            end_ids |= model.eos_ids
+        if submission.matcher is not None:
+            advance(submission.matcher, prompt.resumed)
+        is_fresh = request.resume is None
+        is_echo_due = request.echo and is_fresh and sampling.logprobs is not None
+        sequence = Sequence(
+            submission.request_id,
+            prompt.ids + prompt.resumed,
+            max_length=len(prompt.ids) + limit,
+            sampler=Sampler(
+                sampling,
+                model.defaults,
+                prompt.ids,
+                prompt.resumed,
+                end_ids=end_ids,
+                matcher=submission.matcher,
+            ),
+            index=len(prompt.resumed),
+            priority=submission.priority,
+            scores_prompt=is_echo_due,
+        )
+        if request.echo and is_fresh and not is_echo_due:
+            for piece in echo_pieces(reader.echoed_text(request, prompt.ids), prompt.ids):
+                self._deliver(submission.stream, piece)
+        if prompt.preface and is_fresh:
+            self._deliver(submission.stream, Tokens(text=prompt.preface, num_tokens=0))
+        has_tools = isinstance(request.prompt, ChatPrompt) and bool(request.prompt.tools)
+        decode = reader.decoder(markers_of(reader.formats, has_tools=has_tools))
+        return _Running(
+            submission,
+            sequence,
+            Detokenizer(decode, context=sequence.ids),
+            TextAssembler(sampling.stop, sampling.min_tokens - len(prompt.resumed)),
+            num_prompt=len(prompt.ids),
+            limit=limit,
+            end_ids=end_ids,
+            is_echo_due=is_echo_due,
+        )
 
     def _step(self) -> None:
         emitted = self._batch.step()
-        for sequence, token_id in emitted:
-            running = self._running.get(sequence.request_id)
+        for emission in emitted:
+            running = self._running.get(emission.sequence.request_id)
             if running is not None:
-                self._take_token(running, token_id)
+                self._take_token(running, emission)
         self._num_generated += len(emitted)
 
-    def _take_token(self, running: _Running, token_id: int) -> None:
+    def _take_token(self, running: _Running, emission: Emission) -> None:
+        sequence, token_id = running.sequence, emission.token_id
         if not running.first_token:
             running.first_token = time.monotonic()
-        if token_id in self._eos_ids:
-            self._end(running, "stop")
+        if running.is_echo_due:
+            self._deliver_echo(running)
+            if running.limit == 0:
+                sequence.index = 0  # the token was only needed to have the prompt read
+                self._end(running, "length")
+                return
+        if token_id in running.end_ids:
+            self._end(running, "stop", None if token_id in self._model.eos_ids else token_id)
             return
-        released = running.assembler.push((token_id,), running.detokenizer.push(token_id))
+        scored = emission.scored
+        logprobs = None if scored is None else self._model.vocabulary.token_logprobs(scored)
+        text = running.detokenizer.push(token_id)
+        released = running.assembler.push((token_id,), text, logprobs=logprobs)
         if released is not None:
             self._deliver(running.submission.stream, released)
+        try:
+            sequence.sampler.check()
+        except EngineError as error:
+            self._deliver(running.submission.stream, error)
+            self._forget(sequence.request_id)
+            return
         if running.assembler.is_stopped:
+            self._end(running, "stop", running.assembler.stopped_by)
+        elif sequence.sampler.is_complete:
             self._end(running, "stop")
-        elif running.sequence.index >= running.limit:
+        elif sequence.index >= running.limit:
             self._end(running, "length")
 
-    def _end(self, running: _Running, reason: str) -> None:
+    def _deliver_echo(self, running: _Running) -> None:
+        running.is_echo_due = False
+        submission, model = running.submission, self._model
+        ids = running.sequence.ids[: running.num_prompt]
+        logprobs = [model.vocabulary.first_of_prompt(ids[0])]
+        logprobs += map(model.vocabulary.token_logprobs, running.sequence.prompt_scores)
+        for piece in echo_pieces(model.reader.echoed_text(submission.request, ids), ids, logprobs):
+            self._deliver(submission.stream, piece)
+
+    def _end(self, running: _Running, reason: str, stop_reason: int | str | None = None) -> None:
         rest = running.assembler.finish()
         if rest is not None:
             self._deliver(running.submission.stream, rest)
-        self._complete(running, reason)
+        self._complete(running, reason, stop_reason)
         self._forget(running.submission.request_id)
 
-    def _complete(self, running: _Running, reason: str) -> None:
+    def _complete(self, running: _Running, reason: str, stop_reason: int | str | None = None) -> None:
         now, submitted = time.monotonic(), running.submission.submitted
         first = running.first_token or now
-        usage = Usage(prompt_tokens=running.num_prompt, completion_tokens=running.sequence.index)
-        timings = Timings(prefill_ms=(first - submitted) * 1e3, decode_ms=(now - first) * 1e3)
-        self._deliver(
-            running.submission.stream, Completed(finish_reason=reason, usage=usage, timings=timings)
+        completed = Completed(
+            finish_reason=reason,
+            usage=Usage(prompt_tokens=running.num_prompt, completion_tokens=running.sequence.index),
+            timings=Timings(prefill_ms=(first - submitted) * 1e3, decode_ms=(now - first) * 1e3),
+            stop_reason=stop_reason,
         )
+        self._deliver(running.submission.stream, completed)
 
     def _forget(self, request_id: str) -> None:
         self._batch.remove(request_id)
@@ -312,48 +367,11 @@ def _hand_out(outbox: list[_Delivery]) -> None:
             delivery.stream.put(delivery.event)
 
 
-def _dtype(name: str, device: torch.device) -> Any:
-    if name != "auto":
-        return getattr(torch, name)
-    # Without AMX or native bfloat16, a CPU computes bfloat16 slower than float32.
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    if device.type == "cpu" and not has_bfloat16():
-        return torch.float32
-    return "auto"
-
-
-def _generation_defaults(model: Any, tokenizer: Any) -> tuple[SamplingDefaults, frozenset[int]]:
-    config = model.generation_config
-    eos = config.eos_token_id
-    ids = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    defaults = SamplingDefaults(
-        temperature=1.0 if config.temperature is None else float(config.temperature),
-        top_p=1.0 if config.top_p is None else float(config.top_p),
-        # 50 is the library's own default, not the model's recommendation; OpenAI's API has no top_k.
-        top_k=0 if config.top_k in (None, 50) else int(config.top_k),
-        repetition_penalty=float(config.repetition_penalty or 1.0),
-    )
-    return defaults, frozenset(ids)
-
-
-def _max_context(model: Any, tokenizer: Any, asked: int | None) -> int:
-    config = model.config.get_text_config()
-    limits = [
-        limit
-        for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
-        # Tokenizers without a limit say 10**30.
-        if limit is not None and 0 < limit < 10**9
-    ]
-    own = min(limits, default=4096)
-    if asked is not None and asked > own:
-        raise ConfigurationError(f"llm_worker.max_context is {asked}; this model has {own}")
-    return asked or own
-
-
-def _cache_bytes(device: torch.device) -> int:
-    """A quarter of RAM, or 80 % of the GPU memory that the weights left."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+def _settle(outcome: tuple[asyncio.Future[Any], Any]) -> None:
+    future, value = outcome
+    if future.done():
+        return
+    if isinstance(value, SageError):
+        future.set_exception(value)
+    else:
+        future.set_result(value)

@@ -18,16 +18,22 @@ from typing import Any, Final
 import torch
 
 from sage_core import ConfigurationError
-from sage_llm_worker.engines.sampling import Sampler
+from sage_llm_worker.engines.sampling import Sampler, score
+from sage_llm_worker.vocabulary import ScoredToken
 
-__all__ = ["RollingBatch", "Sequence", "kv_bytes_per_token"]
+__all__ = ["Emission", "RollingBatch", "Sequence", "kv_bytes_per_token"]
 
 _PREFILL_TOKENS: Final = 1024
+_SCORED_PREFILL_TOKENS: Final = 128
+"""A chunk whose every position is scored: its logits take 4 bytes for each token of the vocabulary."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request. `ids` is the prompt and what earlier attempts generated; `index` the number of the next token."""
+    """One request. `ids` is the prompt and what earlier attempts generated; `index` the number of the next token.
+
+    With `scores_prompt`, `prompt_scores` has all ids but the first once the first token is emitted.
+    """
 
     request_id: str
     ids: list[int]
@@ -35,11 +41,22 @@ class Sequence:
     sampler: Sampler
     index: int = 0
     priority: int = 0
+    scores_prompt: bool = False
+    prompt_scores: list[ScoredToken] = field(default_factory=list)
     length: int = field(init=False)
     last_id: int = -1
 
     def __post_init__(self) -> None:
         self.length = len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A new token of a sequence, scored where its sampler says so."""
+
+    sequence: Sequence
+    token_id: int
+    scored: ScoredToken | None = None
 
 
 @dataclass(slots=True)
@@ -110,7 +127,7 @@ class RollingBatch:
         self._removed.clear()
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def step(self) -> list[tuple[Sequence, int]]:
+    def step(self) -> list[Emission]:
         """Prefill one chunk, decode one token of every running row; return the new tokens.
 
         The caller removes sequences that are complete.
@@ -123,14 +140,14 @@ class RollingBatch:
             emitted += self._advance_prefill(self._prefill)
         return emitted
 
-    def _decode(self) -> list[tuple[Sequence, int]]:
+    def _decode(self) -> list[Emission]:
         ids = torch.tensor([[row.last_id] for row in self._rows], device=self._device)
         positions = torch.tensor([[row.length] for row in self._rows], device=self._device)
         self._mask = torch.cat([self._mask, self._mask.new_ones((len(self._rows), 1))], dim=1)
         logits = self._forward(ids, self._mask, positions, self._cache)
         for row in self._rows:
             row.length += 1
-        return self._sample(self._rows, logits)
+        return self._sample(self._rows, logits[:, -1, :])
 
     def _start_prefill(self) -> _Prefill | None:
         """Take waiting sequences while they fit: rows, cache, and one chunk's worth of padded prompt tokens."""
@@ -157,38 +174,43 @@ class RollingBatch:
             mask[number, width - row.length :] = 1
         return _Prefill(rows, ids.to(self._device), mask.to(self._device), _new_cache())
 
-    def _advance_prefill(self, prefill: _Prefill) -> list[tuple[Sequence, int]]:
+    def _advance_prefill(self, prefill: _Prefill) -> list[Emission]:
         """Run the next chunk; after the last one, join the rows to the batch."""
-        end = min(prefill.done + max(1, _PREFILL_TOKENS // len(prefill.rows)), prefill.ids.shape[1])
+        is_scored = any(row.scores_prompt for row in prefill.rows)
+        chunk = (_SCORED_PREFILL_TOKENS if is_scored else _PREFILL_TOKENS) // len(prefill.rows)
+        end = min(prefill.done + max(1, chunk), prefill.ids.shape[1])
         positions = (prefill.mask.cumsum(1) - 1).clamp(min=0)
         logits = self._forward(
             prefill.ids[:, prefill.done : end],
             prefill.mask[:, :end],
             positions[:, prefill.done : end],
             prefill.cache,
+            num_kept=0 if is_scored else 1,
         )
+        if is_scored:
+            _score_prompts(prefill, end, logits)
         prefill.done = end
         if end < prefill.ids.shape[1]:
             return []
         self._prefill = None
-        emitted = self._sample(prefill.rows, logits)
+        emitted = self._sample(prefill.rows, logits[:, -1, :])
         self._join(prefill)
-        return [entry for entry in emitted if entry[0].request_id not in self._removed]
+        return [emission for emission in emitted if emission.sequence.request_id not in self._removed]
 
-    def _forward(self, ids: Any, mask: Any, positions: Any, cache: Any) -> torch.Tensor:
-        """Return the logits of the last position of each row, shape (rows, vocab)."""
+    def _forward(self, ids: Any, mask: Any, positions: Any, cache: Any, num_kept: int = 1) -> torch.Tensor:
+        """Return the logits of the last `num_kept` positions of each row (0: of all), shape (rows, num_kept, vocab)."""
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=num_kept,
         )
-        logits: torch.Tensor = output.logits[:, -1, :]
+        logits: torch.Tensor = output.logits
         return logits
 
-    def _sample(self, rows: list[Sequence], logits: torch.Tensor) -> list[tuple[Sequence, int]]:
+    def _sample(self, rows: list[Sequence], logits: torch.Tensor) -> list[Emission]:
         largest: list[int] = logits.argmax(-1).tolist()
         emitted = []
         for number, row in enumerate(rows):
@@ -199,7 +221,9 @@ class RollingBatch:
             row.sampler.record(token_id)
             row.last_id = token_id
             row.index += 1
-            emitted.append((row, token_id))
+            num_top = row.sampler.num_logprobs
+            scored = None if num_top is None else score(logits[number : number + 1], [token_id], num_top)[0]
+            emitted.append(Emission(row, token_id, scored))
         return emitted
 
     def _join(self, prefill: _Prefill) -> None:
@@ -244,6 +268,19 @@ def _new_cache() -> Any:
     # Without the model's config every layer keeps all positions, which is what left-padded rows need; models
     # with sliding windows mask what is outside themselves.
     return DynamicCache()
+
+
+def _score_prompts(prefill: _Prefill, end: int, logits: torch.Tensor) -> None:
+    """Score what the chunk's columns, from `prefill.done` to `end`, say of the ids after them."""
+    width = prefill.ids.shape[1]
+    for number, row in enumerate(prefill.rows):
+        first = max(prefill.done, width - row.length)
+        last = min(end, width - 1)
+        if not row.scores_prompt or first >= last:
+            continue
+        rows = logits[number, first - prefill.done : last - prefill.done]
+        token_ids = prefill.ids[number, first + 1 : last + 1].tolist()
+        row.prompt_scores += score(rows, token_ids, row.sampler.num_logprobs or 0)
 
 
 def _widen(tensor: torch.Tensor, width: int, axis: int) -> torch.Tensor:

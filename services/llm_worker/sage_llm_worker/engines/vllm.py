@@ -15,20 +15,43 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
 from sage_core import BadRequest, Cancelled, ConfigurationError, Conflict, EngineError, Overloaded, WorkerLost
-from sage_llm_worker.limits import output_limit
-from sage_llm_worker.prompts import prompt_ids, resumed_ids
-from sage_llm_worker.text import Detokenizer, TextAssembler, decoder_of
+from sage_llm_worker.echo import echo_pieces
+from sage_llm_worker.engines.vllm_requests import sampling_params, scored_token
+from sage_llm_worker.formats import AUTO, markers_of
+from sage_llm_worker.limits import check_sampling, check_vocabulary, output_limit
+from sage_llm_worker.prompts import Prompt, PromptReader
+from sage_llm_worker.structures import StructureCompiler, advance, as_lark, param_of, structure_param
+from sage_llm_worker.text import Detokenizer, TextAssembler
+from sage_llm_worker.vocabulary import Vocabulary
 from sage_telemetry import get_logger
-from sage_wire.messages import Completed, Generate, Timings, Tokens, Usage
+from sage_wire.messages import (
+    ChatPrompt,
+    Completed,
+    Detokenize,
+    Detokenized,
+    Generate,
+    Sampling,
+    Timings,
+    Tokenize,
+    Tokenized,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
 from sage_worker.device import CPU, device_name
-from sage_worker.engine import Capacity, EngineStats
+from sage_worker.engine import Capacity, EngineStats, TextFormats
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 __all__ = ["VllmEngine", "VllmOptions", "is_cpu_host"]
+
+T = TypeVar("T")
 
 _ENVIRONMENT: Final = {
     # Forking a process with threads and an event loop deadlocks now and then.
@@ -58,14 +81,17 @@ class VllmOptions:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     enforce_eager: bool | None = None
+    tool_format: str = AUTO
+    reasoning_format: str = AUTO
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Prepared:
-    ids: list[int]
-    resumed: list[int]
+    prompt: Prompt
     limit: int
+    echoed: str | None
+    decode: Callable[[list[int]], str]
 
 
 class VllmEngine:
@@ -85,6 +111,7 @@ class VllmEngine:
         # together with the thread that started it (see `vllm_process.py`).
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sage-vllm")
         self._scheduler = _SchedulerSnapshot()
+        self._compiler: StructureCompiler | None = None
         self._num_generated = 0
 
     async def start(self) -> None:
@@ -96,13 +123,12 @@ class VllmEngine:
             raise ConfigurationError(f"vLLM cannot be imported: {error}") from None
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             raise ConfigurationError(f"vLLM cannot serve {self._path}: {error}") from error
-        self._tokenizer = self._engine.get_tokenizer()
-        self._vocab_size = self._engine.model_config.get_vocab_size()
-        self._defaults = self._engine.model_config.get_diff_sampling_param()
-        self._decode = decoder_of(self._tokenizer)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._learn_model)
 
     async def stop(self) -> None:
         """Abort everything and end vLLM's processes."""
+        if self._compiler is not None:
+            self._compiler.close()
         for request_id in list(self._tasks):
             await self.abort(request_id)
         if self._engine is not None:
@@ -128,6 +154,11 @@ class VllmEngine:
             device=CPU if is_cpu_host() else device_name("cuda"),
         )
 
+    @property
+    def formats(self) -> TextFormats:
+        """As the settings say, or told from the chat template."""
+        return self._reader.formats
+
     def stats(self) -> EngineStats:
         """As of vLLM's last step; requests that left since are not counted as running."""
         unfinished = self._started.get_num_unfinished_requests()
@@ -152,10 +183,14 @@ class VllmEngine:
         if request_id in self._tasks:
             raise Conflict(f"request {request_id} is already running on this engine")
         engine = self._started
+        check_sampling(request.sampling)
         aborted = self._tasks[request_id] = asyncio.Event()
         try:
-            prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, request)
-            async for event in self._stream(engine, request_id, request, prepared, priority):
+            matcher = await self._matcher(request)
+            prepared = await self._in_thread(lambda: self._prepare(request))
+            if matcher is not None:
+                advance(matcher, prepared.prompt.resumed)
+            async for event in self._stream(engine, request_id, request, prepared, matcher, priority):
                 if aborted.is_set():
                     break
                 yield event
@@ -172,6 +207,44 @@ class VllmEngine:
             if self._engine is not None:
                 await self._engine.abort(request_id)
 
+    async def tokenize(self, request: Tokenize) -> Tokenized:
+        """On the thread that reads prompts."""
+        return await self._in_thread(lambda: self._reader.tokenize(request))
+
+    async def detokenize(self, request: Detokenize) -> Detokenized:
+        """On the thread that reads prompts."""
+        return await self._in_thread(lambda: self._reader.detokenize(request))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        if self._engine is None:
+            raise WorkerLost("the engine is not running")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def _matcher(self, request: Generate) -> LLMatcher | None:
+        structure = request.structure
+        if structure is None:
+            return None
+        if self._compiler is None:
+            raise BadRequest(
+                "this model's tokenizer cannot be used for structured output", param=param_of(structure)
+            )
+        return await self._compiler.matcher(structure, param=structure_param(request))
+
+    def _learn_model(self) -> None:
+        config, tokenizer = self._engine.model_config, self._engine.get_tokenizer()
+        self._vocab_size = config.get_vocab_size()
+        self._defaults = config.get_diff_sampling_param()
+        self._reader = PromptReader(
+            tokenizer,
+            vocab_size=self._vocab_size,
+            tool_format=self._options.tool_format,
+            reasoning_format=self._options.reasoning_format,
+        )
+        eos_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._vocabulary = Vocabulary(tokenizer, vocab_size=self._vocab_size, eos_ids=eos_ids)
+        if self._vocabulary.matching is not None:
+            self._compiler = StructureCompiler(self._vocabulary.matching)
+
     def _build(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -184,6 +257,8 @@ class VllmEngine:
             "max_model_len": options.max_context or -1,
             "scheduling_policy": "priority",
             "disable_log_stats": True,
+            # The backend whose grammars `structures.py` writes: the same on every engine, and it can go on midway.
+            "structured_outputs_config": {"backend": "guidance"},
             "worker_extension_cls": "sage_llm_worker.engines.vllm_process.EndsWithParent",
             "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         }
@@ -201,25 +276,55 @@ class VllmEngine:
         )
 
     def _prepare(self, request: Generate) -> _Prepared:
-        ids = prompt_ids(self._tokenizer, request, vocab_size=self._vocab_size)
-        limit = output_limit(request, num_prompt=len(ids), max_context=self.capacity.max_context)
-        return _Prepared(ids, resumed_ids(self._tokenizer, request), limit)
+        reader = self._reader
+        prompt = reader.read(request)
+        limit = output_limit(request, num_prompt=len(prompt.ids), max_context=self.capacity.max_context)
+        check_vocabulary(request.sampling, self._vocab_size)
+        has_tools = isinstance(request.prompt, ChatPrompt) and bool(request.prompt.tools)
+        is_echoed = request.echo and request.resume is None
+        return _Prepared(
+            prompt,
+            limit,
+            echoed=reader.echoed_text(request, prompt.ids) if is_echoed else None,
+            decode=reader.decoder(markers_of(reader.formats, has_tools=has_tools)),
+        )
 
     async def _stream(
-        self, engine: Any, request_id: str, request: Generate, prepared: _Prepared, priority: int
+        self,
+        engine: Any,
+        request_id: str,
+        request: Generate,
+        prepared: _Prepared,
+        matcher: LLMatcher | None,
+        priority: int,
     ) -> AsyncGenerator[Tokens | Completed, None]:
         submitted, first_token, num_cached = time.monotonic(), 0.0, 0
-        num_prompt, num_tokens = len(prepared.ids), len(prepared.resumed)
-        reason, is_heard = "length", False
-        assembler = TextAssembler(request.sampling.stop)
-        prompt = prepared.ids + prepared.resumed
-        detokenizer = Detokenizer(self._decode, context=prompt)
-        if num_tokens < prepared.limit:
-            params = self._sampling_params(request, prepared)
+        prompt, sampling, limit = prepared.prompt, request.sampling, prepared.limit
+        num_tokens = len(prompt.resumed)
+        reason, stop_reason, is_heard = "length", None, False
+        assembler = TextAssembler(sampling.stop, sampling.min_tokens - num_tokens)
+        ids = prompt.ids + prompt.resumed
+        detokenizer = Detokenizer(prepared.decode, context=ids)
+        echoed, is_scored = prepared.echoed, prepared.echoed is not None and sampling.logprobs is not None
+        if echoed is not None and not is_scored:
+            for piece in echo_pieces(echoed, prompt.ids):
+                yield piece
+        if prompt.preface and request.resume is None:
+            yield Tokens(text=prompt.preface, num_tokens=0)
+        if matcher is not None and matcher.is_stopped():
+            reason = "stop"
+        elif num_tokens < limit or is_scored:
             outputs = engine.generate(
                 # The form of a rendered prompt; vLLM deprecates raw ones.
-                {"type": "token", "prompt_token_ids": prompt},
-                params,
+                {"type": "token", "prompt_token_ids": ids},
+                sampling_params(
+                    request,
+                    prompt,
+                    self._defaults,
+                    limit=limit,
+                    grammar=None if request.structure is None else as_lark(request.structure),
+                    scores_prompt=is_scored,
+                ),
                 request_id,
                 priority=-priority,  # vLLM: lower first
             )
@@ -227,21 +332,37 @@ class VllmEngine:
                 async for output in _mapped(outputs):
                     first_token = first_token or time.monotonic()
                     num_cached = output.num_cached_tokens or num_cached
+                    if is_scored and output.prompt_logprobs:
+                        is_scored = False
+                        for piece in echo_pieces(
+                            echoed or "", ids, self._prompt_logprobs(ids, output, sampling)
+                        ):
+                            yield piece
+                    if num_tokens >= limit:
+                        break
                     result = output.outputs[0]
-                    ids = list(result.token_ids)
-                    num_tokens += len(ids)
-                    self._num_generated += len(ids)
-                    if result.finish_reason == "stop" and result.stop_reason is None:
-                        ids = ids[:-1]  # end of sequence: counted, but not part of the answer
-                    for token_id in ids:
-                        released = assembler.push((token_id,), detokenizer.push(token_id))
+                    new_ids = list(result.token_ids)
+                    num_tokens += len(new_ids)
+                    self._num_generated += len(new_ids)
+                    if result.finish_reason == "stop":
+                        stop_reason = result.stop_reason
+                        new_ids = new_ids[:-1]  # what ends the answer is counted, but not part of it
+                    if prompt.resumed and matcher is not None:
+                        _follow(matcher, new_ids)
+                    for place, token_id in enumerate(new_ids):
+                        logprobs = None
+                        if sampling.logprobs is not None:
+                            scored = scored_token(token_id, result.logprobs[place], sampling.logprobs)
+                            logprobs = self._vocabulary.token_logprobs(scored)
+                        text = detokenizer.push(token_id)
+                        released = assembler.push((token_id,), text, logprobs=logprobs)
                         if released is not None:
                             yield released if is_heard else structs.replace(released, num_cached=num_cached)
                             is_heard = True
                         if assembler.is_stopped:
                             break
                     if assembler.is_stopped:
-                        reason = "stop"
+                        reason, stop_reason = "stop", assembler.stopped_by
                         break
                     if output.finished:
                         reason = "stop" if result.finish_reason == "stop" else "length"
@@ -255,34 +376,21 @@ class VllmEngine:
         first_token = first_token or now
         yield Completed(
             finish_reason=reason,
-            usage=Usage(prompt_tokens=num_prompt, completion_tokens=num_tokens, cached_tokens=num_cached),
+            usage=Usage(
+                prompt_tokens=len(prompt.ids), completion_tokens=num_tokens, cached_tokens=num_cached
+            ),
             timings=Timings(prefill_ms=(first_token - submitted) * 1e3, decode_ms=(now - first_token) * 1e3),
+            stop_reason=stop_reason,
         )
 
-    def _sampling_params(self, request: Generate, prepared: _Prepared) -> Any:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        sampling, defaults = request.sampling, self._defaults
-        seed = sampling.seed
-        if seed is not None and prepared.resumed:
-            # A seed starts vLLM's generator anew: the same draws must not come twice in one answer.
-            seed += 7919 * len(prepared.resumed)
-        try:
-            return SamplingParams(
-                max_tokens=prepared.limit - len(prepared.resumed),
-                temperature=_first(sampling.temperature, defaults.get("temperature"), 1.0),
-                top_p=_first(sampling.top_p, defaults.get("top_p"), 1.0),
-                top_k=defaults.get("top_k", 0),
-                min_p=defaults.get("min_p", 0.0),
-                repetition_penalty=defaults.get("repetition_penalty", 1.0),
-                presence_penalty=sampling.presence_penalty,
-                frequency_penalty=sampling.frequency_penalty,
-                seed=seed,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-            )
-        except ValueError as error:
-            raise BadRequest(f"sampling parameters are out of range: {error}", param="sampling") from None
+    def _prompt_logprobs(self, ids: list[int], output: Any, sampling: Sampling) -> list[TokenLogprobs]:
+        """vLLM has nothing for the first token, which nothing came before."""
+        scored = [
+            scored_token(token_id, found, sampling.logprobs or 0)
+            for token_id, found in zip(ids[1:], output.prompt_logprobs[1:], strict=True)
+        ]
+        vocabulary = self._vocabulary
+        return [vocabulary.first_of_prompt(ids[0]), *map(vocabulary.token_logprobs, scored)]
 
     @property
     def _started(self) -> Any:
@@ -308,6 +416,12 @@ async def _mapped(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
     except Exception as error:  # vLLM's errors have no common base; told as this request's failure
         get_logger().error("engine_request_failed", exc_info=error)
         raise EngineError(f"vLLM failed on this request: {error!r}") from error
+
+
+def _follow(matcher: LLMatcher, token_ids: list[int]) -> None:
+    """Raise EngineError where vLLM began the structure anew: `vllm_structures` was not loaded by it."""
+    if not matcher.consume_tokens(token_ids):
+        raise EngineError("this worker's vLLM cannot continue a structured answer that another worker began")
 
 
 @dataclass(slots=True)
@@ -359,7 +473,3 @@ def _set_environment(threads: int | None) -> None:
 
 def _do_nothing() -> None:
     pass
-
-
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["tiny_llama"]
+__all__ = ["CHAT_TEMPLATE", "TOOL_TEMPLATE", "tiny_llama"]
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "Write <tool_call>JSON</tool_call> to call one.<|end|>{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+    "{{ message['content'] }}"
+    '{% for call in message.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}</tool_call>{% endfor %}'
+    "{% if message.tool_call_id %} for {{ message.tool_call_id }}{% endif %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if thinks %}<think>\n{% endif %}{% endif %}"
+)
+"""Tools as the format `hermes` has them, and reasoning that the template variable `thinks` opens."""
 _CORPUS = (
     "A worker takes a request from the queue, runs it, and streams the answer back to whoever asked. ",
     "The scheduler knows which worker is free; the gateway knows who is waiting for what. ",
@@ -19,12 +32,19 @@ _CORPUS = (
 
 
 def tiny_llama(
-    path: Path | str, *, vocab_size: int = 400, max_context: int = 512, has_chat_template: bool = True
+    path: Path | str,
+    *,
+    vocab_size: int = 400,
+    max_context: int = 512,
+    chat_template: str | None = CHAT_TEMPLATE,
+    special_tokens: Sequence[str] = (),
+    corpus: Sequence[str] = _CORPUS,
 ) -> Path:
     """Write a Llama of about 0.5 million random, reproducible weights and its tokenizer to `path`; return it.
 
-    The tokenizer is a byte-level BPE trained on the spot, so every text round-trips. What the model generates is
-    noise, and half of its vocabulary are single bytes: a good test for incomplete characters.
+    The tokenizer is a byte-level BPE trained on `corpus` on the spot, so every text round-trips. What the model
+    generates is noise, and half of its vocabulary are single bytes: a good test for incomplete characters.
+    `special_tokens` come after `vocab_size` others.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -37,7 +57,7 @@ def tiny_llama(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        list(_CORPUS) * 4,
+        list(corpus) * 4,
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=special,
@@ -57,8 +77,8 @@ def tiny_llama(
         model_max_length=max_context,
         clean_up_tokenization_spaces=False,
     )
-    if has_chat_template:
-        fast.chat_template = _CHAT_TEMPLATE
+    fast.add_tokens(list(special_tokens), special_tokens=True)
+    fast.chat_template = chat_template
     fast.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
