@@ -12,10 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from sage_bus import MemoryBroker, Received
 from sage_core import Overloaded, SageError
 from sage_wire import decode, decode_work, encode, subjects
-from sage_wire.headers import ERROR
 from sage_wire.messages import (
-    Accepted,
     Announcement,
+    Answer,
     Cancel,
     Completed,
     Delta,
@@ -30,6 +29,7 @@ from sage_wire.messages import (
     ServedModel,
     Started,
     Submit,
+    Submits,
     Tokens,
     Usage,
     Vectors,
@@ -84,15 +84,23 @@ class Backend:
             self.bus.publish(subjects.announce(kind, actor_id), encode(announcement))
 
     def _submit(self, message: Received) -> None:
-        submit = decode(Submit, message.payload)
+        for submit in decode(Submits, message.payload).submits:
+            self._take(submit)
+
+    def _take(self, submit: Submit) -> None:
         self.submitted.append(submit)
         self._submit_seen.set()
-        assert message.reply is not None
         if self.is_full:
             error = WireError.of(Overloaded("the queue is full", retry_after=3.0))
-            self.bus.publish(message.reply, encode(error), {ERROR: "1"})
+            answer = Answer(
+                request_id=submit.request_id,
+                attempt=submit.attempt,
+                scheduler_id="s-1",
+                epoch="e",
+                error=error,
+            )
+            self.bus.publish(submit.reply_to, encode(Frame(answers=[answer])))
             return
-        self.bus.publish(message.reply, encode(Accepted(scheduler_id="s-1", epoch="e")))
         task = asyncio.create_task(self._run(submit))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Write `settings.md` beside this file from the settings classes; `--check` fails when it is stale."""
+"""Write `settings.md` and `openapi.json` beside this file from the code; `--check` fails where one is stale."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pydantic import BaseModel
 from sage_actor.help import setting_lines
 from sage_core import ServiceSettings
 from sage_embedding_worker.settings import EmbeddingWorkerSettings
+from sage_gateway.openapi import openapi_document
 from sage_gateway.settings import GatewaySettings
 from sage_llm_worker.settings import LlmWorkerSettings
 from sage_operator_worker.settings import OperatorWorkerSettings
 from sage_planner.settings import PlannerSettings
 from sage_scheduler.settings import SchedulerSettings
 
-TARGET = Path(__file__).parent / "settings.md"
+FOLDER = Path(__file__).parent
 SERVICES: list[type[ServiceSettings]] = [
     GatewaySettings,
     PlannerSettings,
@@ -67,13 +68,14 @@ def main() -> int:
     """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    text = render()
-    if parser.parse_args().check:
-        if not TARGET.exists() or TARGET.read_text("utf-8") != text:
-            print(f"{TARGET} is stale: run `make proto`", file=sys.stderr)
+    files = {FOLDER / "settings.md": render(), FOLDER / "openapi.json": openapi_document().decode()}
+    is_checked = parser.parse_args().check
+    for target, text in files.items():
+        if not is_checked:
+            target.write_text(text, "utf-8")
+        elif not target.exists() or target.read_text("utf-8") != text:
+            print(f"{target} is stale: run `make proto`", file=sys.stderr)
             return 1
-        return 0
-    TARGET.write_text(text, "utf-8")
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sage_cli.commands import fitting, inspection, lifecycle, settings, showcase, simulation, talk
+from sage_cli.commands import fitting, inspection, keys, lifecycle, settings, showcase, simulation, talk
 from sage_cli.exits import CommandFailed, Exit, exit_code_of
 from sage_core import SageError
 from sage_core.settings import refuse_unknown_variables
@@ -26,6 +26,11 @@ app = typer.Typer(
     First steps:  sage demo   |   sage up   then   sage chat "Hello"
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 nothing is running, 4 not ready in time.""",
+)
+keys_app = typer.Typer(
+    help="API keys of the gateway: make, list, rotate and revoke them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Show and check settings.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,6 +55,11 @@ for _command in (
 config_app.command("show")(settings.show)
 config_app.command("check")(settings.check)
 app.add_typer(config_app, name="config")
+keys_app.command("create")(keys.create)
+keys_app.command("list")(keys.list_keys)
+keys_app.command("rotate")(keys.rotate)
+keys_app.command("revoke")(keys.revoke)
+app.add_typer(keys_app, name="keys")
 
 
 def run(arguments: list[str]) -> int:

@@ -35,6 +35,7 @@ class Demo:
     collection: str
     question: str
     is_exiting: bool
+    api_key: str | None = None
 
     async def run(self, instance: Instance) -> bool:
         """Index, ask, show; return True where the instance shall stop then."""
@@ -61,22 +62,28 @@ class Demo:
         self.screen.say(f"asking {_MODEL} at {instance.gateway_url}/v1")
         out.print(f"\n{self.question}\n", style="bold", markup=False)
         await ask_documents(
-            instance, _MODEL, self.question, collection=self.collection, is_traced=True, api_key=None
+            instance,
+            _MODEL,
+            self.question,
+            collection=self.collection,
+            is_traced=True,
+            api_key=self.api_key,
         )
         out.print()
         self.screen.say(f"done {time.monotonic() - started:.1f} s after everything was ready")
         if not self.is_exiting:
             self.screen.say(f"serving {instance.gateway_url}/v1 until Ctrl-C; try, in another terminal:")
-            for line in _next_steps(instance):
+            for line in _next_steps(instance, has_key=self.api_key is not None):
                 out.print(f"    {line}", markup=False, soft_wrap=True)
         return self.is_exiting
 
 
-def _next_steps(instance: Instance) -> list[str]:
+def _next_steps(instance: Instance, *, has_key: bool) -> list[str]:
     option = "" if instance.name == "default" else f" --name {instance.name}"
+    key = ' -H "authorization: Bearer $OPENAI_API_KEY"' if has_key else ""
     body = f'{{"model": "{_MODEL}", "stream": true, "messages": [{{"role": "user", "content": "What is a pool?"}}]}}'
     return [
         f'sage ask "Which limits does a pipeline have?"{option} --trace',
         f"sage status{option}",
-        f"curl -N {instance.gateway_url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        f"curl -N {instance.gateway_url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
     ]

@@ -56,10 +56,12 @@ def _sourced(line: str, environ: Mapping[str, str]) -> str:
 
 
 def check_services(settings: Mapping[str, ServiceSettings]) -> None:
-    """Check what `settings` point at as the services will: pipelines, the emulated engine's profile, the policy.
+    """Check what `settings` point at as the services will: keys, pipelines, the emulated engine's profile, the policy.
 
     Raises ConfigurationError naming every problem.
     """
+    from sage_gateway.access import open_ring
+    from sage_gateway.settings import GatewaySettings
     from sage_llm_worker.profiles import load_profile
     from sage_llm_worker.settings import LlmWorkerSettings
     from sage_planner.library import load_library
@@ -70,7 +72,9 @@ def check_services(settings: Mapping[str, ServiceSettings]) -> None:
     problems: list[str] = []
     for loaded in settings.values():
         try:
-            if isinstance(loaded, PlannerSettings):
+            if isinstance(loaded, GatewaySettings):
+                open_ring(loaded.gateway)
+            elif isinstance(loaded, PlannerSettings):
                 load_library(loaded.planner.pipelines_dir)
             elif isinstance(loaded, LlmWorkerSettings):
                 emulated = loaded.llm_worker.emulated

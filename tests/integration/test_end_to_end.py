@@ -150,7 +150,7 @@ def test_curl_streams_sse_to_done(instance: Instance) -> None:
             "nobody",
         ),
         (b'{"model": "auto", "messages": "x"}', 400, None, "messages"),
-        (b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "n": 3}', 400, None, "n"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "n": 17}', 400, None, "n"),
     ],
 )
 def test_a_bad_request_gets_one_precise_error(

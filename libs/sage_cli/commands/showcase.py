@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sage_cli.commands.options import Name
+from sage_cli.commands.options import ApiKey, Name
 from sage_cli.exits import CommandFailed, Exit, fail
 from sage_cli.terminal import out
 
@@ -38,6 +38,7 @@ def demo(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Start, index, ask, show where the time went.
 
@@ -60,6 +61,7 @@ def demo(
         collection="docs",
         question=question or (DEFAULT_QUESTION if folder is None else "What are these documents about?"),
         is_exiting=is_exiting,
+        api_key=api_key,
     )
     choices = Choices(model=model, engine=engine, port=port, config=config)
     outcome = run_instance(name, choices, lambda: screen, when_ready=steps.run)

@@ -9,15 +9,11 @@ from typing import Annotated
 
 import typer
 
-from sage_cli.commands.options import AsJson, Collection, Name
+from sage_cli.commands.options import ApiKey, AsJson, Collection, Name
 from sage_cli.exits import Exit, fail
 from sage_cli.terminal import err, out, print_json
 
 __all__ = ["ask", "chat", "index"]
-
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key, where the gateway asks for one.")
-]
 
 
 def chat(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import ClassVar
 
 from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, RosterChange
 from sage_client import RequestPort
 from sage_core import ConfigurationError
+from sage_gateway.access import Gate
 from sage_gateway.app import App
+from sage_gateway.cancelling import Cancelling
 from sage_gateway.catalog import Catalog
 from sage_gateway.edge import Edge
+from sage_gateway.http import HttpServer
 from sage_gateway.in_flight import InFlight
-from sage_gateway.server import HttpServer
+from sage_gateway.responses import ResponseRoutes
 from sage_gateway.settings import GatewaySettings
+from sage_gateway.table import route_table
 
 __all__ = ["GatewayActor"]
 
@@ -35,15 +40,21 @@ class GatewayActor(Actor):
         self._catalog = Catalog(section.remember_models)
         self._in_flight = InFlight(section.max_in_flight)
         self._max_in_flight = section.max_in_flight
+        self._gate = Gate(section, clock=context.clock, bus=context.control)
         edge = Edge(
             settings=section,
             clock=context.clock,
             port=self._port,
             catalog=self._catalog,
             in_flight=self._in_flight,
+            gate=self._gate,
+            spawn=context.spawn,
             sample_ratio=settings.telemetry.sample_ratio,
         )
-        self._server = HttpServer(App(edge), section)
+        self._responses = ResponseRoutes(section, context.bus)
+        self._cancelling = Cancelling(context.control, self._in_flight)
+        routes = route_table(edge, self._responses, self._cancelling)
+        self._server = HttpServer(App(edge, routes), section)
         self._host = section.host
 
     @property
@@ -57,12 +68,13 @@ class GatewayActor(Actor):
         await self._port.start()
         await self._roster.start()
         try:
-            serving = self._server.start()
+            await self._responses.start()
+            await self._cancelling.start()
+            await self._server.start()
         except ConfigurationError:
-            await self._port.close()
-            await self._roster.stop()
+            await self._let_go()
             raise
-        self.context.spawn(_until_ended(serving), name="watch the HTTP server")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gate.reload)
         self.context.log.info("gateway_listening", host=self._host, port=self._server.port)
 
     async def on_drain(self) -> None:
@@ -72,7 +84,14 @@ class GatewayActor(Actor):
 
     async def on_stop(self) -> None:
         """Tell every client that is still here, then let go of the bus."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         await self._server.stop(_STOP_SECONDS)
+        await self._gate.close()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        await self._responses.close()
+        await self._cancelling.close()
         await self._port.close()
         await self._roster.stop()
 
@@ -86,10 +105,3 @@ class GatewayActor(Actor):
             self._catalog.remove(announcement.actor_id, now)
         else:
             self._catalog.update(announcement.actor_id, announcement.kind, announcement.models, now)
-
-
-async def _until_ended(serving: asyncio.Task[None]) -> None:
-    """Crash this life if the server fails: a gateway that does not listen must not look alive."""
-    await asyncio.wait([serving])
-    if not serving.cancelled():
-        serving.result()

@@ -1,107 +1,68 @@
-"""The ASGI application: a table of routes, and one place where whatever happens to a request becomes an answer."""
+"""The application: a table of routes, and what is decided from a request's head alone, before its body is read."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Final
 
-from sage_core import Internal, SageError, Unavailable, new_id
-from sage_gateway.access import Access
-from sage_gateway.chunks import error_event
-from sage_gateway.edge import Edge, Visit
-from sage_gateway.errors import CLIENT_CLOSED, HttpError, HttpRefused, describe
-from sage_gateway.exchange import ClientGone, Exchange, Receive, Scope, Send
-from sage_gateway.generation import GenerationRoutes
-from sage_gateway.inspection import InspectionRoutes
-from sage_gateway.metrics import REQUEST_SECONDS, REQUESTS
-from sage_gateway.vectors import VectorRoutes
-from sage_telemetry import SpanHandle, get_logger, semconv, start_span
+from sage_gateway.edge import Edge
+from sage_gateway.errors import HttpRefused
+from sage_gateway.handler_visit import HandlerVisit
+from sage_gateway.http import Answerer, Exchange
+from sage_gateway.operation_visit import OperationVisit
+from sage_gateway.routes import Route
+from sage_gateway.visit import Visit
 
 __all__ = ["App"]
 
-_UNKNOWN_ROUTE: Final = "unknown"
-_FAREWELL_SECONDS: Final = 1.0
-"""How long a client of a stopping gateway may take to receive the error that ends its request."""
-
-Handler = Callable[[Visit], Awaitable[None]]
-log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What one path answers, by method. `is_work` routes are traced; only `is_public` ones need no key."""
-
-    name: str
-    handlers: dict[str, Handler]
-    id_prefix: str = "req"
-    is_work: bool = False
-    is_public: bool = False
+_UNKNOWN: Final = Route("unknown")
+_PARAMETER: Final = "{id}"
 
 
 class App:
-    """The gateway as an ASGI 3 callable. Every answer but a stream is JSON (metrics: text), errors included."""
+    """Finds the route of a request and who answers it. Every answer but a stream is JSON (metrics: text), errors too.
 
-    def __init__(self, edge: Edge) -> None:
+    A path with `{id}` stands for every path that begins and ends like it; the id may hold slashes.
+    """
+
+    def __init__(self, edge: Edge, routes: Iterable[Route]) -> None:
         self._edge = edge
-        self._access = Access(edge.settings.api_keys)
-        generation, vectors, look = GenerationRoutes(edge), VectorRoutes(edge), InspectionRoutes(edge)
-        self._model = Route("/v1/models/{id}", {"GET": look.model})
-        self._request = Route("/v1/requests/{id}", {"DELETE": look.cancel})
-        self._request_cancel = Route("/v1/requests/{id}/cancel", {"POST": look.cancel})
-        routes = (
-            Route("/v1/chat/completions", {"POST": generation.chat}, "chatcmpl", is_work=True),
-            Route("/v1/completions", {"POST": generation.complete}, "cmpl", is_work=True),
-            Route("/v1/embeddings", {"POST": vectors.embed}, "embd", is_work=True),
-            Route("/v1/rerank", {"POST": vectors.rerank_v1}, "rerank", is_work=True),
-            Route("/v2/rerank", {"POST": vectors.rerank_v2}, "rerank", is_work=True),
-            Route("/v1/models", {"GET": look.models}),
-            Route("/healthz", {"GET": look.healthz}, is_public=True),
-            Route("/readyz", {"GET": look.readyz}),
-            Route("/metrics", {"GET": look.metrics}),
-        )
-        self._routes = {route.name: route for route in routes}
+        self._by_target: dict[bytes, Route] = {}
+        """The hot path: a target as it came, without a query."""
+        self._patterns: list[tuple[str, str, Route]] = []
+        for route in routes:
+            if _PARAMETER in route.name:
+                head, _, tail = route.name.partition(_PARAMETER)
+                self._patterns.append((head, tail, route))
+            else:
+                self._by_target[route.name.encode("ascii")] = route
+        # `/v1/requests/{id}/cancel` before `/v1/requests/{id}`.
+        self._patterns.sort(key=lambda pattern: -len(pattern[1]))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Nothing but cancellation leaves this function."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"the gateway speaks HTTP alone; the server sent a {scope['type']} scope")
-        exchange = Exchange(scope, receive, send, self._edge.settings, self._edge.clock)
-        route = self._find(exchange.path)
-        name = _UNKNOWN_ROUTE if route is None else route.name
-        status = CLIENT_CLOSED
+    def begin(self, exchange: Exchange) -> Answerer:
+        """See `Application.begin`."""
+        route = self._by_target.get(exchange.target) or self._find(exchange.path)
+        if route is not None and route.operation is not None:
+            visit: OperationVisit | HandlerVisit = OperationVisit(self._edge, exchange, route)
+        else:
+            visit = HandlerVisit(self._edge, exchange, route or _UNKNOWN)
         try:
-            status = await self._serve(exchange, route)
-        finally:
-            REQUESTS.labels(name, str(status)).inc()
-            REQUEST_SECONDS.labels(name).observe(self._edge.clock.now() - exchange.started_at)
+            self._admit(visit, exchange, route)
+        except Exception as error:  # whatever a head holds costs that request alone
+            visit.fail(error)
+        return visit
 
-    async def _serve(self, exchange: Exchange, route: Route | None) -> int:
-        """Run the request to its end and return the status that counts: of an error even in a started stream."""
-        try:
-            await self._handle(exchange, route)
-        except ClientGone:
-            return CLIENT_CLOSED
-        except HttpRefused as refusal:
-            return await self._fail(exchange, refusal.http_error)
-        except SageError as error:
-            if error.code == Internal.code and not exchange.is_gone:
-                log.error("request_failed", request_id=exchange.request_id, error=error.message)
-            return await self._fail(exchange, describe(error))
-        except asyncio.CancelledError:
-            await self._say_farewell(exchange)
-            raise
-        except Exception as error:  # the edge of the process: a bug costs its request alone
-            log.error("request_crashed", request_id=exchange.request_id, exc_info=error)
-            return await self._fail(
-                exchange, describe(Internal("internal error; the gateway's log has details"))
-            )
-        assert exchange.status is not None
-        return exchange.status
-
-    async def _handle(self, exchange: Exchange, route: Route | None) -> None:
-        exchange.identify(new_id("req" if route is None else route.id_prefix))
+    def _admit(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:
+        """Decide what the head decides; what is refused here is never read. Raises HttpRefused and BadRequest."""
+        gate, headers = self._edge.gate, exchange.headers
+        if b"x-client-request-id" in headers:
+            visit.identify()
+        visit.add_headers(gate.cors_headers(headers))
+        if exchange.method == "OPTIONS":
+            allowed = gate.preflight(headers)
+            if allowed is not None:
+                visit.respond(204, b"", allowed)
+                return
         if exchange.num_headers > self._edge.settings.max_headers:
             raise HttpRefused(
                 431,
@@ -110,107 +71,52 @@ class App:
                 f"found {exchange.num_headers} headers; at most {self._edge.settings.max_headers} are allowed",
             )
         # Also unknown paths ask for a key first: what exists here is not told to strangers.
-        is_public = route is not None and route.is_public
-        tenant = "" if is_public else self._access.tenant(exchange.headers)
+        if route is None or not route.is_public:
+            visit.caller = gate.identify(headers)
         if route is None:
-            raise self._unknown_path(exchange)
-        handler = self._handler(exchange, route)
-        if not route.is_work:
-            await handler(Visit(exchange, route.name, SpanHandle(None, None), tenant))
-            return
-        await self._handle_work(exchange, route, handler, tenant)
+            raise self._unknown_path(exchange.path)
+        self._check_method(visit, exchange.method, route)
+        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+            raise HttpRefused(
+                415,
+                "invalid_request_error",
+                "unknown_content_encoding",
+                "compressed bodies are not read; send the body without content-encoding",
+                headers=((b"accept-encoding", b"identity"),),
+            )
+        if route.is_work:
+            visit.begin_trace()
 
-    async def _handle_work(self, exchange: Exchange, route: Route, handler: Handler, tenant: str) -> None:
-        span = start_span(
-            f"{exchange.method} {route.name}",
-            parent=self._edge.parent(exchange),
-            kind="server",
-            attributes={
-                semconv.HTTP_REQUEST_METHOD: exchange.method,
-                semconv.HTTP_ROUTE: route.name,
-                semconv.REQUEST_ID: exchange.request_id,
-            },
+    def _check_method(self, visit: Visit, method: str, route: Route) -> None:
+        if isinstance(visit, HandlerVisit):
+            # The answer to HEAD is the one to GET, and the exchange leaves its body out.
+            handler = route.handlers.get("GET" if method == "HEAD" else method)
+            if handler is not None:
+                visit.handle_with(handler)
+                return
+        elif method == "POST":
+            return
+        allowed = ", ".join(route.methods)
+        raise HttpRefused(
+            405,
+            "invalid_request_error",
+            "method_not_allowed",
+            f"{method} is not allowed for {route.name}; use {allowed}",
+            headers=((b"allow", allowed.encode()),),
         )
-        if exchange.shown_id != exchange.request_id:
-            span.set(semconv.CLIENT_REQUEST_ID, exchange.shown_id)
-        refused: Exception | None = None
-        with span:
-            try:
-                await handler(Visit(exchange, route.name, span, tenant))
-                status = exchange.status or CLIENT_CLOSED
-            except (SageError, HttpRefused, ClientGone) as error:
-                status = _status_of(error)
-                # A server's span has failed only where the server did: semantic conventions, HTTP spans, status.
-                if status >= 500:
-                    span.set(semconv.HTTP_RESPONSE_STATUS_CODE, status)
-                    raise
-                refused = error
-            span.set(semconv.HTTP_RESPONSE_STATUS_CODE, status)
-        if refused is not None:
-            raise refused
 
     def _find(self, path: str) -> Route | None:
-        route = self._routes.get(path)
+        route = self._by_target.get(path.encode("utf-8", "replace"))
         if route is not None:
             return route
-        if path.startswith("/v1/models/") and len(path) > len("/v1/models/"):
-            return self._model
-        if path.startswith("/v1/requests/"):
-            return self._request_cancel if path.endswith("/cancel") else self._request
+        for head, tail, pattern in self._patterns:
+            if path.startswith(head) and path.endswith(tail) and len(path) > len(head) + len(tail):
+                return pattern
         return None
 
-    def _handler(self, exchange: Exchange, route: Route) -> Handler:
-        # The server leaves out the body of an answer to HEAD.
-        method = "GET" if exchange.method == "HEAD" else exchange.method
-        handler = route.handlers.get(method)
-        if handler is None:
-            allowed = ", ".join(route.handlers)
-            raise HttpRefused(
-                405,
-                "invalid_request_error",
-                "method_not_allowed",
-                f"{exchange.method} is not allowed for {route.name}; use {allowed}",
-                headers=((b"allow", allowed.encode()),),
-            )
-        return handler
-
-    def _unknown_path(self, exchange: Exchange) -> HttpRefused:
-        shown = exchange.path if len(exchange.path) <= 120 else f"{exchange.path[:120]}…"
+    def _unknown_path(self, path: str) -> HttpRefused:
+        shown = path if len(path) <= 120 else f"{path[:120]}…"
         message = f"there is no {shown} here"
-        if self._find(f"/v1{exchange.path}") is not None:
+        if self._find(f"/v1{path}") is not None:
             message += f"; did you mean /v1{shown}? The base URL of OpenAI clients ends with /v1"
         return HttpRefused(404, "invalid_request_error", "unknown_url", message)
-
-    async def _fail(self, exchange: Exchange, error: HttpError) -> int:
-        """Tell the client, in the form that its answer has reached; return the status that counts."""
-        if exchange.is_gone:
-            return CLIENT_CLOSED
-        events = exchange.event_stream
-        try:
-            async with asyncio.timeout(self._edge.settings.stall_timeout):
-                if events is not None and events.is_started:
-                    await events.finish(error_event(error))
-                elif exchange.status is None:
-                    await exchange.refuse(error)
-        except TimeoutError:
-            exchange.abort()
-        return error.status
-
-    async def _say_farewell(self, exchange: Exchange) -> None:
-        """The server is stopping and this request's time is up: end it with an error rather than a cut."""
-        error = describe(Unavailable("the gateway is shutting down; try again"))
-        try:
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                await self._fail(exchange, error)
-        except TimeoutError:
-            exchange.abort()
-
-
-def _status_of(error: SageError | HttpRefused | ClientGone) -> int:
-    match error:
-        case SageError():
-            return describe(error).status
-        case HttpRefused():
-            return error.http_error.status
-        case ClientGone():
-            return CLIENT_CLOSED

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from sage_core import BadRequest, NotFound, Unavailable
@@ -39,6 +40,7 @@ class Catalog:
         self._remember = remember
         self._pools: dict[tuple[str, str], _Pool] = {}
         self._schedulers: set[str] = set()
+        self._next_expiry = inf
 
     def update(self, actor_id: str, kind: str, models: Iterable[ServedModel], now: float) -> None:
         """Take one actor's latest announcement, which replaces what it announced before."""
@@ -53,52 +55,62 @@ class Catalog:
             pool.model = model
             pool.actors.add(actor_id)
             pool.vanished_at = None
+        self._note_expiry()
 
     def remove(self, actor_id: str, now: float) -> None:
         """Forget an actor that is gone."""
         self._schedulers.discard(actor_id)
         for pool in self._pools.values():
             _leave(pool, actor_id, now)
+        self._note_expiry()
 
     def models(self, now: float) -> list[ServedModel]:
         """Return what is served, one entry per name and task."""
         self._forget(now)
         return [pool.model for pool in self._pools.values()]
 
-    def find(self, name: str, now: float) -> ServedModel:
+    def find(self, name: str, now: float, allowed: Container[str] | None = None) -> ServedModel:
         """Return the model `name`, or what `auto` means for chat. Raises NotFound with `param="model"`."""
         if name == AUTO:
-            return self.resolve(name, ("generate",), now)
-        for model in self.models(now):
+            return self.resolve(name, ("generate",), now, allowed)
+        models = [model for model in self.models(now) if allowed is None or model.name in allowed]
+        for model in models:
             if model.name == name:
                 return model
-        raise _unknown(name, self.models(now))
+        raise _unknown(name, models)
 
-    def resolve(self, name: str, tasks: tuple[str, ...], now: float) -> ServedModel:
+    def resolve(
+        self, name: str, tasks: tuple[str, ...], now: float, allowed: Container[str] | None = None
+    ) -> ServedModel:
         """Return the model `name` for one of `tasks`; `auto` is the first of the first task, live ones before lost.
 
-        Raises NotFound (`param="model"`) naming what is available, BadRequest where the model does other things,
-        and Unavailable while no worker of any kind has announced itself.
+        `allowed` names what the caller may ask for, None: all; what it may not is unknown to it. Raises NotFound
+        (`param="model"`) naming what is available, BadRequest where the model does other things, and Unavailable
+        while no worker of any kind has announced itself.
         """
         self._forget(now)
+        if name != AUTO and (allowed is None or name in allowed):
+            for task in tasks:
+                pool = self._pools.get((name, task))
+                if pool is not None:
+                    return pool.model
         if not self._pools:
             raise Unavailable("no model is being served yet; workers may still be starting", param="model")
+        pools = {
+            key: pool for key, pool in self._pools.items() if allowed is None or pool.model.name in allowed
+        }
         if name == AUTO:
-            pools = [pool for (_, task), pool in self._pools.items() if task == tasks[0]]
-            if not pools:
+            found = [pool for (_, task), pool in pools.items() if task == tasks[0]]
+            if not found:
                 raise NotFound(f"no model is served for {tasks[0]}", param="model")
-            return min(pools, key=lambda pool: pool.vanished_at is not None).model
-        for task in tasks:
-            pool = self._pools.get((name, task))
-            if pool is not None:
-                return pool.model
-        others = [task for pool_name, task in self._pools if pool_name == name]
+            return min(found, key=lambda pool: pool.vanished_at is not None).model
+        others = [task for pool_name, task in pools if pool_name == name]
         if others:
             raise BadRequest(
                 f"model '{name}' serves {' and '.join(others)}; this route needs {' or '.join(tasks)}",
                 param="model",
             )
-        raise _unknown(name, [pool.model for (_, task), pool in self._pools.items() if task in tasks])
+        raise _unknown(name, [pool.model for (_, task), pool in pools.items() if task in tasks])
 
     def missing(self, now: float) -> list[str]:
         """Return why the gateway is not ready, empty once a scheduler and a generating worker are there."""
@@ -110,7 +122,14 @@ class Catalog:
             reasons.append("no worker that generates text is known")
         return reasons
 
+    def _note_expiry(self) -> None:
+        """Note when the next model expires, so that no request has to look at all of them."""
+        vanished = [pool.vanished_at for pool in self._pools.values() if pool.vanished_at is not None]
+        self._next_expiry = min(vanished) + self._remember if vanished else inf
+
     def _forget(self, now: float) -> None:
+        if now < self._next_expiry:
+            return
         expired = [
             key
             for key, pool in self._pools.items()
@@ -118,6 +137,7 @@ class Catalog:
         ]
         for key in expired:
             del self._pools[key]
+        self._note_expiry()
 
 
 def _leave(pool: _Pool, actor_id: str, now: float) -> None:

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
+import numpy as np
+from msgspec import Meta, Raw
 
-from sage_core import BadRequest
+from sage_core import BadRequest, LimitExceeded
 from sage_gateway.choices import accepted_values
 from sage_gateway.errors import HttpRefused
 
-__all__ = ["BodyDecoder", "Decoded"]
+__all__ = ["MAX_DEPTH", "NULL", "BodyDecoder", "Decoded", "RawObject", "Unsupported", "absent", "is_null"]
 
 B = TypeVar("B", bound=msgspec.Struct)
+
+MAX_DEPTH: Final = 128
+"""How deeply arrays and objects of a body may be nested."""
+
+NULL: Final = Raw(b"null")
+"""The value of a raw field that is not there; its default is made by `absent`, as schemas cannot show raw defaults."""
+
+RawObject = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})]
+"""A field that passes through as text; what it holds is checked by whoever reads it."""
 
 _MALFORMED: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 _LOCATED: Final = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_LENGTH: Final = re.compile(r"Expected `(?:array|object|str)` of length <= (?P<limit>\d+)")
 _TYPE_NAMES: Final = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _TYPES: Final = re.compile(r"`(?P<types>[a-z |]+)`")
 
 _CHOICE: Final = re.compile(r"Invalid enum value '?(?P<value>.*?)'?", re.DOTALL)
 _INDEX: Final = re.compile(r"\[[^\]]*\]")
 
+_STRING: Final = re.compile(rb'"[^"]*"')
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""Brackets to how they change the depth, as int8."""
+_OTHERS: Final = bytes(set(range(256)) - set(b'[]{}"'))
+
 _MAX_SHOWN: Final = 200
 _MAX_CHOICE_SHOWN: Final = 60
 
-_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_keys = msgspec.json.Decoder(dict[str, Raw])
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded(Generic[B]):
+class Unsupported:
+    """A field that is refused by name unless it is null or its value, JSON without white space, is `harmless`."""
+
+    reason: str
+    harmless: tuple[bytes, ...] = (b"false", b"[]", b"{}", b'""')
+
+
+class Decoded(msgspec.Struct, Generic[B], frozen=True):
     """A body, and how many of its top-level fields have no meaning here."""
 
     body: B
@@ -42,24 +67,80 @@ class Decoded(Generic[B]):
 class BodyDecoder(Generic[B]):
     """Decodes one kind of body. `no_effect` names fields that are understood but change nothing here."""
 
-    def __init__(self, kind: type[B], no_effect: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        kind: type[B],
+        no_effect: frozenset[str] = frozenset(),
+        unsupported: Mapping[str, Unsupported] | None = None,
+    ) -> None:
         self._kind = kind
-        self._decoder = msgspec.json.Decoder(kind)
-        self._known = frozenset(field.encode_name for field in msgspec.structs.fields(kind)) | no_effect
+        self._unsupported = dict(unsupported or {})
+        names = {field.encode_name for field in msgspec.structs.fields(kind)}
+        self._known = frozenset(names) | no_effect | self._unsupported.keys()
+        # Counting unknown fields needs their names, which would double the cost of decoding. A body of known ones,
+        # nearly every one there is, passes a twin that refuses others.
+        twin = msgspec.defstruct(
+            f"_Exact{kind.__name__}",
+            [(name, Raw, NULL) for name in sorted(no_effect - names)],
+            bases=(kind,),
+            frozen=True,
+            forbid_unknown_fields=True,
+        )
+        self._exact: msgspec.json.Decoder[B] = msgspec.json.Decoder(twin)
+        self._lenient: msgspec.json.Decoder[B] = msgspec.json.Decoder(kind)
 
     def decode(self, payload: bytes) -> Decoded[B]:
-        """Return the body.
+        """Return the body. Where a field is given twice, the last one counts.
 
-        Raises BadRequest with `param` for fields that are missing, of the wrong type or out of range; HttpRefused
-        400 for what is no JSON at all: NaN, unpaired surrogates, broken UTF-8, nesting beyond any use.
+        Raises BadRequest with `param` for fields that are missing, unsupported, of the wrong type or out of range;
+        LimitExceeded for too many of something; HttpRefused 400 for what is no JSON at all: NaN, unpaired
+        surrogates, broken UTF-8, nesting beyond any use.
         """
         try:
+            decoded = Decoded(self._exact.decode(payload), 0)
+        except _MALFORMED:
+            decoded = self._decode_leniently(payload)
+        if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and is_deeper(payload, MAX_DEPTH):
+            raise _no_json(f"the body is nested more than {MAX_DEPTH} levels deep")
+        return decoded
+
+    def _decode_leniently(self, payload: bytes) -> Decoded[B]:
+        try:
             # Names first: what is no JSON is called that, whatever fields are missing from what was read of it.
-            names = _keys.decode(payload)
-            body = self._decoder.decode(payload)
+            fields = _keys.decode(payload)
+            body = self._lenient.decode(payload)
         except _MALFORMED as error:
             raise _explain(error, payload, self._kind) from None
-        return Decoded(body, sum(name not in self._known for name in names))
+        for name, reason in self._unsupported.items():
+            if name in fields and _is_given(fields[name], reason.harmless):
+                raise BadRequest(f"'{name}': {reason.reason}", param=name)
+        return Decoded(body, sum(name not in self._known for name in fields))
+
+
+def absent() -> Raw:
+    """Return NULL."""
+    return NULL
+
+
+def is_null(value: Raw) -> bool:
+    """Return True for a raw field that is absent or null."""
+    return value is NULL or bytes(value) == b"null"
+
+
+def is_deeper(payload: bytes, limit: int) -> bool:
+    """Return True where the JSON in `payload` nests arrays and objects more than `limit` levels deep."""
+    # Without escapes every quote begins or ends a string; without strings only brackets are left.
+    rest = payload.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
+    brackets = np.frombuffer(_STRING.sub(b"", rest).translate(_STEPS), dtype=np.int8)
+    return brackets.size > 0 and int(np.cumsum(brackets, dtype=np.int32).max()) > limit
+
+
+def _is_given(value: Raw, harmless: tuple[bytes, ...]) -> bool:
+    """True unless `value` is null or one of `harmless`."""
+    text = bytes(value)
+    if len(text) <= 64:
+        text = text.translate(None, b" \t\r\n")
+    return text != b"null" and text not in harmless
 
 
 def _explain(error: Exception, payload: bytes, kind: type[msgspec.Struct]) -> BadRequest | HttpRefused:
@@ -71,7 +152,8 @@ def _explain(error: Exception, payload: bytes, kind: type[msgspec.Struct]) -> Ba
         return _no_json(_malformed(str(error), payload))
     match = _LOCATED.fullmatch(str(error))
     assert match is not None
-    what, path = match["what"], (match["path"] or "").removeprefix(".")
+    # `[...]` is msgspec's word for a value under some key.
+    what, path = match["what"], (match["path"] or "").removeprefix(".").replace("[...]", "")
     missing = _MISSING.fullmatch(what)
     if missing is not None:
         param = f"{path}.{missing['name']}" if path else missing["name"]
@@ -83,6 +165,9 @@ def _explain(error: Exception, payload: bytes, kind: type[msgspec.Struct]) -> Ba
         value = choice["value"]
         shown = value if len(value) <= _MAX_CHOICE_SHOWN else f"{value[:_MAX_CHOICE_SHOWN]}…"
         return BadRequest(f"'{path}': found '{shown}'; expected one of {', '.join(accepted)}", param=path)
+    too_many = _LENGTH.fullmatch(what)
+    if too_many is not None:
+        return LimitExceeded(f"'{path}': too long; at most {too_many['limit']} are allowed", param=path)
     # An unknown enum value is quoted, and may be as long as a body.
     what = what if len(what) <= _MAX_SHOWN else f"{what[:_MAX_SHOWN]}…"
     what = _TYPES.sub(lambda found: " or ".join(_type_names(found["types"])), what)

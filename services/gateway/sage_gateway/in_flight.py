@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Protocol
 
-from sage_core import Budget, Overloaded, Unavailable
-from sage_gateway.metrics import IN_FLIGHT
-from sage_gateway.ports import Stream, SubmitPort
-from sage_wire.messages import Targets, Work
+from sage_core import Overloaded, Unavailable
+from sage_gateway.metrics import METERS
 
-__all__ = ["InFlight", "Ticket"]
+__all__ = ["InFlight", "Served"]
 
 _RETRY_SECONDS = 1.0
 
 
-@dataclass(slots=True)
-class Ticket:
-    """One admitted request: whose it is, how urgent, what it was promised, and the streams it has open below."""
+class Served(Protocol):
+    """One admitted request, as it is found by its id."""
 
-    request_id: str
-    shown_id: str
-    tenant: str
-    slo_class: str
-    targets: Targets
-    route: str
-    budget: Budget
-    traceparent: str | None
-    port: SubmitPort
-    streams: list[Stream] = field(default_factory=list)
+    @property
+    def request_id(self) -> str:
+        """Ours."""
+        ...
 
-    def submit(self, pool: str, work: Work) -> Stream:
-        """Submit one piece of work of this request; the first has the request's own id, others a suffix."""
-        suffix = f"-{len(self.streams)}" if self.streams else ""
-        stream = self.port.submit(
-            pool,
-            work,
-            budget=self.budget,
-            request_id=self.request_id + suffix,
-            tenant=self.tenant,
-            slo_class=self.slo_class,
-            targets=self.targets,
-            route=self.route,
-            traceparent=self.traceparent,
-        )
-        self.streams.append(stream)
-        return stream
+    @property
+    def shown_id(self) -> str:
+        """The client's own where it sent one."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        ...
 
     def cancel(self, reason: str) -> None:
         """End all of it, wherever it is. Idempotent."""
-        for stream in self.streams:
-            stream.cancel(reason)
+        ...
 
 
 class InFlight:
@@ -59,40 +40,35 @@ class InFlight:
 
     def __init__(self, max_in_flight: int) -> None:
         self._max = max_in_flight
-        self._tickets: dict[str, Ticket] = {}
+        self._requests: dict[str, Served] = {}
         self.is_draining = False
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._requests)
 
-    @contextmanager
-    def admit(self, ticket: Ticket) -> Iterator[Ticket]:
-        """Hold `ticket` for the length of the block; whatever it still has open then is cancelled.
-
-        Raises Overloaded at the limit and Unavailable while draining.
-        """
+    def admit(self, request: Served) -> None:
+        """Hold `request` until `release`. Raises Overloaded at the limit and Unavailable while draining."""
         if self.is_draining:
             raise Unavailable("this gateway is shutting down; try again", retry_after=_RETRY_SECONDS)
-        if len(self._tickets) >= self._max:
+        if len(self._requests) >= self._max:
             raise Overloaded(
                 f"the gateway serves {self._max} requests, its limit; try again", retry_after=_RETRY_SECONDS
             )
-        self._tickets[ticket.request_id] = ticket
-        IN_FLIGHT.set(len(self._tickets))
-        try:
-            yield ticket
-        finally:
-            del self._tickets[ticket.request_id]
-            IN_FLIGHT.set(len(self._tickets))
-            ticket.cancel("its request ended at the gateway")
+        self._requests[request.request_id] = request
+        METERS.num_in_flight = len(self._requests)
 
-    def find(self, request_id: str, tenant: str) -> list[Ticket]:
+    def release(self, request: Served) -> None:
+        """Forget `request`. Idempotent."""
+        if self._requests.pop(request.request_id, None) is not None:
+            METERS.num_in_flight = len(self._requests)
+
+    def find(self, request_id: str, tenant: str) -> list[Served]:
         """Return the caller's requests with this id, ours or the one it gave itself."""
-        ticket = self._tickets.get(request_id)
-        if ticket is not None and ticket.tenant == tenant:
-            return [ticket]
+        request = self._requests.get(request_id)
+        if request is not None and request.tenant == tenant:
+            return [request]
         return [
-            ticket
-            for ticket in self._tickets.values()
-            if ticket.shown_id == request_id and ticket.tenant == tenant
+            request
+            for request in self._requests.values()
+            if request.shown_id == request_id and request.tenant == tenant
         ]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from sage_core import NotFound
-from sage_gateway.edge import Edge, Visit
-from sage_gateway.replies import model_body, models_body
+from sage_gateway.cancelling import Cancelling
+from sage_gateway.edge import Edge
+from sage_gateway.handler_visit import HandlerVisit
+from sage_gateway.operations.models import model_body, models_body
+from sage_gateway.routes import Route
 from sage_telemetry import metrics
+from sage_wire.messages import ServedModel
 
 __all__ = ["InspectionRoutes"]
 
 _MODEL_PREFIX = "/v1/models/"
 _REQUEST_PREFIX = "/v1/requests/"
 _CANCEL_SUFFIX = "/cancel"
-_PROMETHEUS_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 _encoder = msgspec.json.Encoder()
 
@@ -33,50 +37,60 @@ class _CancelledRequest(msgspec.Struct, frozen=True):
 class InspectionRoutes:
     """Handlers that submit no work."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, cancelling: Cancelling) -> None:
         self._edge = edge
+        self._cancelling = cancelling
 
-    async def models(self, visit: Visit) -> None:
-        """Answer `GET /v1/models`."""
-        edge = self._edge
-        models = edge.catalog.models(edge.clock.now())
-        await visit.exchange.respond(200, models_body(models, edge.created))
+    def routes(self) -> tuple[Route, ...]:
+        """Return the routes, as the table wants them."""
+        return (
+            Route("/v1/models", handlers={"GET": self.models}),
+            Route("/v1/models/{id}", handlers={"GET": self.model}),
+            Route("/v1/requests/{id}", handlers={"DELETE": self.cancel}),
+            Route("/v1/requests/{id}/cancel", handlers={"POST": self.cancel}),
+            Route("/healthz", handlers={"GET": self.healthz}, is_public=True),
+            Route("/readyz", handlers={"GET": self.readyz}),
+            Route("/metrics", handlers={"GET": self.metrics}),
+        )
 
-    async def model(self, visit: Visit) -> None:
+    async def models(self, visit: HandlerVisit) -> None:
+        """Answer `GET /v1/models` with what the key may ask for."""
+        visit.respond(200, models_body(self._visible(visit), self._edge.created))
+
+    async def model(self, visit: HandlerVisit) -> None:
         """Answer `GET /v1/models/{id}`; an id may hold slashes."""
-        edge, now = self._edge, self._edge.clock.now()
-        found = edge.catalog.find(visit.exchange.path.removeprefix(_MODEL_PREFIX), now)
-        models = [model for model in edge.catalog.models(now) if model.name == found.name]
-        await visit.exchange.respond(200, model_body(models, edge.created))
+        name = visit.path.removeprefix(_MODEL_PREFIX)
+        allowed = visit.caller.allowed_models
+        found = self._edge.catalog.find(name, self._edge.clock.now(), allowed)
+        models = [model for model in self._visible(visit) if model.name == found.name]
+        visit.respond(200, model_body(models, self._edge.created))
 
-    async def healthz(self, visit: Visit) -> None:
+    def _visible(self, visit: HandlerVisit) -> list[ServedModel]:
+        allowed = visit.caller.allowed_models
+        models = self._edge.catalog.models(self._edge.clock.now())
+        return models if allowed is None else [model for model in models if model.name in allowed]
+
+    async def healthz(self, visit: HandlerVisit) -> None:
         """Answer `GET /healthz`: this process answers, whatever else is down."""
-        await visit.exchange.respond(200, _encoder.encode(_Status("ok")))
+        visit.respond(200, _encoder.encode(_Status("ok")))
 
-    async def readyz(self, visit: Visit) -> None:
+    async def readyz(self, visit: HandlerVisit) -> None:
         """Answer `GET /readyz`: 200 where a chat request can be served now, else 503 with the reasons."""
         reasons = self._edge.catalog.missing(self._edge.clock.now())
         if self._edge.in_flight.is_draining:
             reasons.append("this gateway is shutting down")
         status = _Status("not_ready" if reasons else "ready", reasons)
-        await visit.exchange.respond(503 if reasons else 200, _encoder.encode(status))
+        visit.respond(503 if reasons else 200, _encoder.encode(status))
 
-    async def metrics(self, visit: Visit) -> None:
+    async def metrics(self, visit: HandlerVisit) -> None:
         """Answer `GET /metrics` in Prometheus' text format."""
-        await visit.exchange.respond(200, metrics.render(), [_PROMETHEUS_TEXT])
+        visit.respond(200, metrics.render(), content_type=_PROMETHEUS_TEXT)
 
-    async def cancel(self, visit: Visit) -> None:
-        """Answer `DELETE /v1/requests/{id}` and `POST /v1/requests/{id}/cancel` for this gateway's own requests."""
-        request_id = visit.exchange.path.removeprefix(_REQUEST_PREFIX)
-        if visit.exchange.method == "POST":
+    async def cancel(self, visit: HandlerVisit) -> None:
+        """Answer `DELETE /v1/requests/{id}` and `POST /v1/requests/{id}/cancel`, whichever gateway serves it."""
+        request_id = visit.path.removeprefix(_REQUEST_PREFIX)
+        if visit.method == "POST":
             request_id = request_id.removesuffix(_CANCEL_SUFFIX)
-        tickets = self._edge.in_flight.find(request_id, visit.tenant)
-        if not tickets:
-            raise NotFound(
-                f"no request '{request_id[:120]}' is running at this gateway; it may have ended", param="id"
-            )
-        for ticket in tickets:
-            ticket.cancel("cancelled by id")
-        await visit.exchange.respond(
-            200, _encoder.encode(_CancelledRequest(request_id, "request", "cancelled"))
-        )
+        if not await self._cancelling.cancel(visit.caller.tenant, request_id):
+            raise NotFound(f"no request '{request_id[:120]}' is running; it may have ended", param="id")
+        visit.respond(200, _encoder.encode(_CancelledRequest(request_id, "request", "cancelled")))

@@ -1,14 +1,16 @@
 """The seam between HTTP and OpenAI: what a body asks for, and how the events that come back become an answer.
 
 An operation is one route's meaning: pure, no IO. Whatever drives it reads the body, submits the works, hands over their
-events as they come, and writes what it is given.
+events as they come, and writes what it is given. `Asked` and `Planned` are structs, as they are made for every request:
+a frozen dataclass takes 1 us to make, a struct 0.15.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
 from typing import Protocol
+
+import msgspec
 
 from sage_gateway.catalog import Catalog
 from sage_wire.messages import Event, ServedModel, Usage, Work
@@ -46,20 +48,18 @@ class Answer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What an operation may know of its request beside the body. `created` is in Unix seconds, `now` the clock's."""
 
     request_id: str
     created: int
     now: float
     catalog: Catalog
-    allowed_models: frozenset[str] | None = None
-    """Names that the key may ask for; None: all."""
+    allowed_models: Container[str] | None = None
+    """What the key may ask for, by `in` alone; None: all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True):
     """What to do for a body: submit every work to the pool of `served`, all at once, and answer with `answer`.
 
     `name` is the operation in the GenAI semantic conventions; `num_ignored` counts fields without meaning here.

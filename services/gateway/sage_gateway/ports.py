@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sage_client import RequestSink
 from sage_core import Budget
-from sage_wire.messages import Event, Targets, Work
+from sage_wire.messages import Targets, Work
 
-__all__ = ["Stream", "SubmitPort"]
+__all__ = ["OpenWork", "WorkPort"]
 
 
-class Stream(Protocol):
-    """The events of one request, read by one task."""
+class OpenWork(Protocol):
+    """One work on its way."""
 
-    async def next_batch(self) -> list[Event]:
-        """Return every pending event, never none; raises the request's SageError."""
+    @property
+    def worker_id(self) -> str | None:
+        """Who runs it; None until it started."""
         ...
 
     def cancel(self, reason: str = ...) -> None:
-        """End the request wherever it is; its reader gets Cancelled. Idempotent; no effect after the end."""
+        """End it wherever it is; its sink gets `finish(Cancelled)`. Idempotent; no effect after the end."""
         ...
 
 
-class SubmitPort(Protocol):
+class WorkPort(Protocol):
     """Takes work for a pool."""
 
-    def submit(
+    def open(
         self,
         pool: str,
         work: Work,
+        sink: RequestSink,
         *,
         budget: Budget | float,
         request_id: str | None = None,
@@ -37,6 +40,6 @@ class SubmitPort(Protocol):
         targets: Targets = ...,
         route: str = "",
         traceparent: str | None = None,
-    ) -> Stream:
-        """Submit at once; never waits."""
+    ) -> OpenWork:
+        """Submit at once; never waits, and never calls `sink` before it has returned."""
         ...

@@ -126,8 +126,8 @@ async def test_the_openai_client_raises_its_own_errors(start: START) -> None:
             await client.chat.completions.create(model="nobody", messages=user("x"))
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="tiny", messages=user("x"), n=3)
-        assert refused.value.param == "n"
+            await client.chat.completions.create(model="tiny", messages=user("x"), temperature=3)
+        assert refused.value.param == "temperature"
         gateway.backend.is_full = True
         with pytest.raises(openai.RateLimitError) as full:
             await client.chat.completions.create(model="tiny", messages=user("x"), stream=True)
@@ -182,11 +182,32 @@ async def test_a_client_that_stops_reading_is_cut_off(start: START) -> None:
         await asyncio.wait_for(until_seen(f"{gateway.url}/metrics", "sage_gateway_in_flight 0.0"), 5)
 
 
+async def test_a_slow_reader_gets_all_of_its_stream(start: START) -> None:
+    gateway = await start(max_backlog="64MiB", stall_timeout=5)
+    body = json.dumps({"model": "tiny", "messages": user("count 20000"), "stream": True}).encode()
+    async with raw_connection(gateway.port, receive_buffer=4096) as (reader, writer):
+        writer.write(request(body))
+        raw = b""
+        while not raw.endswith(b"0\r\n\r\n"):
+            if len(raw) < 50_000:
+                await asyncio.sleep(0.02)
+            raw += await asyncio.wait_for(reader.read(4096 if len(raw) < 50_000 else 2**20), 10)
+    assert raw.count(b'"finish_reason":"') == 1
+    assert b'" 19999"' in raw
+
+
 def request(body: bytes, head: bytes = b"") -> bytes:
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n%b"
         % (len(body), head, body)
     )  # fmt: skip
+
+
+async def one_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Read one answer that says its length; return its head and body."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    (length,) = [int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
+    return head, await asyncio.wait_for(reader.readexactly(length), 5)
 
 
 async def answer_to(gateway: Running, *parts: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -232,12 +253,8 @@ async def test_the_limit_of_headers_counts_neither_bodies_nor_the_requests_befor
     async with raw_connection(gateway.port) as (reader, writer):
         for _ in range(3):
             writer.write(request)
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            head, _ = await one_answer(reader)
             assert head.startswith(b"HTTP/1.1 404")
-            (length,) = [
-                int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")
-            ]
-            await reader.readexactly(length)
 
 
 async def test_headers_that_trickle_are_refused(start: START) -> None:
@@ -303,8 +320,9 @@ async def test_an_offered_upgrade_is_declined_and_the_body_is_kept(start: START)
             writer.write(raw[:-20])
             await asyncio.sleep(0.02)
             writer.write(raw[-20:])
-            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
-            assert b"hello" in await asyncio.wait_for(reader.readuntil(b"}}}"), 5)
+            head, answer = await one_answer(reader)
+            assert head.startswith(b"HTTP/1.1 200")
+            assert b"hello" in answer
         writer.write(request(body))
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
 

@@ -53,6 +53,15 @@ async def test_base64_is_the_same_float32_bytes(embedder: Gateway) -> None:
     assert rows == as_float32(ROWS)
 
 
+@pytest.mark.parametrize(("given", "token_ids"), [([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])])
+async def test_token_ids_are_embedded_as_they_are(given: Any, token_ids: list[list[int]]) -> None:
+    gateway = Gateway()
+    gateway.port.answer_with(vectors(0, ROWS[: len(token_ids)]), DONE)
+    reply = await gateway.post(EMBEDDINGS, {"model": "mini", "input": given})
+    assert len(reply.json["data"]) == len(token_ids)
+    assert gateway.port.streams[0].work == Embed(model="mini", token_ids=token_ids)
+
+
 async def test_batches_may_arrive_in_any_order() -> None:
     gateway = Gateway()
     gateway.port.answer_with(vectors(2, ROWS[2:]), vectors(0, ROWS[:2]), DONE)
@@ -94,8 +103,11 @@ async def test_vectors_that_do_not_fit_are_an_error_never_a_wrong_answer(events:
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": ["a", ""]}, "input[1]"),
-        ({"input": [1, 2]}, "input"),
-        ({"input": [[1, 2]]}, "input"),
+        ({"input": [1, "a"]}, "input"),
+        ({"input": [[1, 2], "a"]}, "input"),
+        ({"input": [[1, 2], []]}, "input[1]"),
+        ({"input": [-1]}, "input[0]"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages"),
         ({"input": 5}, "input"),
         ({"input": {"text": "a"}}, "input"),
         ({"input": ["a"] * 2049}, "input"),
