@@ -7,7 +7,8 @@ CODE   := libs services native tests loadtests docs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup format lint types layers unit integration native-test proto proto-check wheel-test test \
-        bench bench-scheduler bench-scheduling validate-simulator live-vs-simulated retrieval test-vllm clean
+        bench bench-peers soak bench-scheduler bench-scheduling validate-simulator live-vs-simulated retrieval \
+        test-vllm conformance clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-19s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +58,14 @@ wheel-test: $(SETUP)  ## Build the wheel and test it with the source tree out of
 
 test: lint types layers proto-check native-test unit integration wheel-test  ## Run everything that CI runs
 
-bench: $(SETUP)  ## Measure what the gateway adds: TTFT, requests/s, SSE tokens/s
-	$(PYTHON) loadtests/gateway_overhead.py
+bench: $(SETUP)  ## Measure SAGE alone: requests/s, SSE tokens/s, what it adds, where (about 2 minutes)
+	$(PYTHON) loadtests/peers/run.py --quick --peers sage-core,sage
+
+bench-peers: $(SETUP)  ## Measure SAGE beside other OpenAI gateways (about 25 minutes; installs them)
+	$(PYTHON) loadtests/peers/run.py
+
+soak: $(SETUP)  ## Load a whole instance for an hour and fail where anything grows or is left over
+	$(PYTHON) loadtests/soak/soak.py
 
 bench-scheduler: $(SETUP)  ## Measure the time of one scheduling decision and the speed of the simulator
 	$(PYTHON) loadtests/scheduling/decision_time.py
@@ -78,6 +85,9 @@ retrieval: $(SETUP)  ## Index 1,000+ real documents and score 20 questions
 
 test-vllm:  ## Install vLLM (CPU build) in its own venv and test it through the whole stack
 	tests/vllm/run.sh
+
+conformance: $(SETUP)  ## Run other people's clients and test suites against SAGE (fetches them; about an hour)
+	PYTHONPATH=tests $(PYTHON) -m conformance
 
 clean:  ## Remove what builds and tests left behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis native/sage_native/*.so

@@ -1,20 +1,19 @@
-"""A small open- and closed-loop HTTP/1.1 load generator for OpenAI endpoints, on uvloop and httptools.
+"""A small open-loop HTTP/1.1 load generator for OpenAI endpoints, on uvloop and httptools.
 
-Latency counts from the scheduled send (open loop) or from the write of the request (closed loop). TTFT is the time
-to the first SSE event whose delta has non-empty content; a stream counts as good only if it ended with `[DONE]`.
+Latency counts from the scheduled send. TTFT is the time to the first SSE event whose delta has non-empty content; a
+stream counts as good only if it ended with `[DONE]`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httptools
 
-__all__ = ["Outcome", "Send", "closed_loop", "open_loop", "percentile", "poisson_arrivals", "replay"]
+__all__ = ["Outcome", "Send", "replay"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,43 +106,6 @@ async def _connect(host: str, port: int) -> _Connection:
     return connection
 
 
-async def closed_loop(
-    host: str, port: int, path: str, body: bytes, *, concurrency: int, seconds: float, is_stream: bool
-) -> tuple[list[Outcome], float]:
-    """Keep `concurrency` requests running for `seconds`; return outcomes and the wall time they took."""
-    request = _request(host, port, path, body)
-    outcomes: list[Outcome] = []
-    stop_at = time.monotonic() + seconds
-
-    async def one() -> None:
-        connection = await _connect(host, port)
-        while time.monotonic() < stop_at:
-            outcome = Outcome(due=time.monotonic())
-            await connection.send(request, outcome, is_stream=is_stream)
-            outcomes.append(outcome)
-        connection.transport.close()
-
-    started = time.monotonic()
-    await asyncio.gather(*(one() for _ in range(concurrency)))
-    return outcomes, time.monotonic() - started
-
-
-def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> list[float]:
-    """Return send times within `seconds`, with exponential gaps. Even gaps would lock to an engine's step time."""
-    generator, now, times = random.Random(seed), 0.0, []
-    while (now := now + generator.expovariate(rate)) < seconds:
-        times.append(now)
-    return times
-
-
-async def open_loop(
-    host: str, port: int, path: str, body: bytes, *, arrivals: list[float], is_stream: bool
-) -> list[Outcome]:
-    """Send `body` at `arrivals` (seconds from now) whatever the answers; latency counts from each scheduled send."""
-    sends = [Send(at, body) for at in arrivals]
-    return await replay(host, port, path, sends, is_stream=is_stream)
-
-
 async def replay(
     host: str, port: int, path: str, sends: Sequence[Send], *, is_stream: bool, timeout: float = 60.0
 ) -> list[Outcome]:
@@ -170,11 +132,3 @@ async def replay(
     for connection in idle:
         connection.transport.close()
     return outcomes
-
-
-def percentile(values: list[float], share: float, key: Callable[[float], float] = float) -> float:
-    """Return the nearest-rank percentile; NaN for no values."""
-    ordered = sorted(values, key=key)
-    if not ordered:
-        return float("nan")
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
