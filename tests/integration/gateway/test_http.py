@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -378,3 +379,11 @@ async def test_a_stopped_gateway_frees_its_port(start: START) -> None:
     await gateway.runtime.stop(drain=False)
     again = await start(port=gateway.port)
     assert again.port == gateway.port
+
+
+async def test_many_clients_may_come_at_the_same_moment(start: START) -> None:
+    running = await start()
+    with contextlib.ExitStack() as stack:
+        # Nothing is accepted while these calls hold the event loop, so the kernel has to keep all of them.
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=0.5))

@@ -106,7 +106,11 @@ class HttpServer:
         """Listen and serve. Raises ConfigurationError where the port is taken."""
         self._listener = listen(self.settings)
         self.start_looking()
-        self._server = await asyncio.get_running_loop().create_server(self.connect, sock=self._listener)
+        # Named again, as the loop listens once more, by default with room for 100: of 256 clients that came at once,
+        # some tried again after a second.
+        self._server = await asyncio.get_running_loop().create_server(
+            self.connect, sock=self._listener, backlog=_BACKLOG
+        )
 
     def connect(self) -> Connection:
         """Return the protocol of a new connection."""
