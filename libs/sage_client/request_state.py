@@ -41,6 +41,7 @@ from sage_client.request_events import (
 from sage_core import (
     Cancelled,
     DeadlineExceeded,
+    EngineError,
     NotFound,
     Overloaded,
     SageError,
@@ -70,7 +71,8 @@ class Phase(enum.Enum):
 class RetryRules:
     """When another attempt is worth it. All in seconds; delays are multiplied by a jitter of 0.5 to 1.5.
 
-    `max_attempts` counts attempts that a worker or the way to it failed. Attempts that no scheduler took do not
+    `max_attempts` counts attempts that a worker or the way to it failed. A request whose workers died all of these
+    times may be what they died of: it ends with an error that nobody repeats. Attempts that no scheduler took do not
     count; they go on for `patience`, so that a restarting scheduler is not seen. A submit without a word is repeated
     after `answer`, and given up after as long again. After `silence` it is asked whether a started attempt still runs;
     `grace` is how long the last frames of a worker may take. After `discovery` a pool that nobody announces is one
@@ -104,6 +106,7 @@ class RequestState:
         "_is_unlisted",
         "_jitter",
         "_next_seq",
+        "_num_deaths",
         "_num_failures",
         "_num_refused",
         "_probe_at",
@@ -139,6 +142,7 @@ class RequestState:
         self._delivered = delivered_for(work)
         self._next_seq = 0
         self._num_failures = 0
+        self._num_deaths = 0
         self._scheduler_id: str | None = None
         self._retry_at: float | None = None
         self._answer_at: float | None = None
@@ -345,6 +349,8 @@ class RequestState:
 
     def _lose(self, error: SageError, now: float, *, is_still_running: bool) -> Sequence[Command]:
         self._num_failures += 1
+        if isinstance(error, WorkerLost) and not is_still_running:
+            self._num_deaths += 1
         cancel = (SendCancel(self.attempt, self.worker_id, error.message),) if is_still_running else ()
         delay = max(self._rules.delay(self._num_failures - 1, self._jitter()), error.retry_after or 0.0)
         if isinstance(error, WorkerLost) and self._num_failures == 1:
@@ -354,8 +360,17 @@ class RequestState:
             or not self._delivered.is_resumable
             or now + delay >= self.deadline
         ):
-            return (*cancel, *self._end(error))
+            return (*cancel, *self._end(self._last_word(error)))
         return (*cancel, *self._again(now, delay))
+
+    def _last_word(self, error: SageError) -> SageError:
+        """Return what the caller is told: a `WorkerLost` would be repeated, and kill as many workers again."""
+        if 1 < self._rules.max_attempts <= self._num_deaths:
+            return EngineError(
+                f"{self._num_deaths} workers in a row were lost while they ran this request; it is not tried again: "
+                f"{error.message}"
+            )
+        return error
 
     def _again(self, now: float, delay: float) -> Sequence[Command]:
         """Give the current attempt up: from here on its frames are late."""

@@ -19,6 +19,7 @@ from typing import Any
 import openai.types as types
 import openai.types.chat as chat_types
 import openai.types.responses as response_types
+from openai.types import completion_choice
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from conformance.environments import HERE
@@ -35,7 +36,22 @@ class _ModelList(BaseModel):
     data: list[types.Model]
 
 
-class _StreamedChoice(types.CompletionChoice):
+class _EchoedLogprobs(completion_choice.Logprobs):
+    """The first token of an echoed prompt has no probability; OpenAI's type knows no null there, its API does."""
+
+    token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
+    top_logprobs: list[dict[str, float] | None] | None = None  # type: ignore[assignment]
+
+
+class _Choice(types.CompletionChoice):
+    logprobs: _EchoedLogprobs | None = None
+
+
+class _Completion(types.Completion):
+    choices: list[_Choice]  # type: ignore[assignment]
+
+
+class _StreamedChoice(_Choice):
     """A choice of a streamed completion: OpenAI's type is that of the whole answer, where a reason is always given."""
 
     finish_reason: Any = None
@@ -47,7 +63,7 @@ class _StreamedCompletion(types.Completion):
 
 _BODIES: list[tuple[str, str, Any]] = [
     ("POST", r"/v1/chat/completions", chat_types.ChatCompletion),
-    ("POST", r"/v1/completions", types.Completion),
+    ("POST", r"/v1/completions", _Completion),
     ("POST", r"/v1/embeddings", types.CreateEmbeddingResponse),
     ("GET", r"/v1/models", _ModelList),
     ("GET", r"/v1/models/.+", types.Model),

@@ -23,6 +23,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
+        host = host.lower().removesuffix(".")  # names have no case, and a dot at the end is their root
         return host == "localhost" or host.endswith(".localhost")
 
 

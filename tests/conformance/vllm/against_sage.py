@@ -22,8 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import tests.utils
+from model_hub import CROSS_ENCODERS, ENCODERS
 from tests.utils import RemoteOpenAIServer, RemoteVLLMServer
 
 from conformance.recorder import Recorder
@@ -43,9 +45,9 @@ class SageServer(RemoteVLLMServer):
 
     def __init__(self, model: str, vllm_serve_args: Sequence[str], **asked: Any) -> None:
         arguments = _values(vllm_serve_args)
-        self.host, self.uds = "127.0.0.1", None
+        self.model, self.host, self.uds = model, "127.0.0.1", None
         self.home = tempfile.TemporaryDirectory(prefix="sage-vllm-")
-        is_pooling = "--runner" in arguments
+        is_pooling = model in ENCODERS or model in CROSS_ENCODERS
         environment = os.environ | _settings(model, arguments, is_pooling=is_pooling)
         folders = ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
         self.environment = environment | dict.fromkeys(folders, self.home.name)
@@ -73,6 +75,19 @@ class SageServer(RemoteVLLMServer):
     def __exit__(self, *_: object) -> None:
         self._end()
         self.recorder.__exit__()
+
+    def get_async_client(self, **options: Any) -> openai.AsyncOpenAI:
+        """Return a client that names the model where a test leaves it out: vLLM lets it, OpenAI's API does not."""
+        client: openai.AsyncOpenAI = super().get_async_client(**options)
+        responses: Any = client.responses
+        for name in ("create", "parse"):
+            ask = getattr(responses, name)
+            setattr(
+                responses,
+                name,
+                lambda ask=ask, **asked: ask(**asked | {"model": asked.get("model") or self.model}),
+            )
+        return client
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -133,11 +148,10 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 def _settings(model: str, arguments: dict[str, str], *, is_pooling: bool) -> dict[str, str]:
     """Return the settings of SAGE, as environment variables, for what `vllm serve` was asked for."""
     if is_pooling:
-        role = "RERANKERS" if "rerank" in model else "MODELS"
-        other = "MODELS" if role == "RERANKERS" else "RERANKERS"
         return {
-            f"SAGE_EMBEDDING_WORKER__{role}": json.dumps([model]),
-            f"SAGE_EMBEDDING_WORKER__{other}": "[]",
+            "SAGE_EMBEDDING_WORKER__DTYPE": "float32",
+            "SAGE_EMBEDDING_WORKER__MODELS": json.dumps([model] if model in ENCODERS else []),
+            "SAGE_EMBEDDING_WORKER__RERANKERS": json.dumps([model] if model in CROSS_ENCODERS else []),
         }
     found = {"SAGE_LLM_WORKER__DTYPE": "float32", "SAGE_LLM_WORKER__REASONING_FORMAT": "none"}
     if limit := arguments.get("--max-model-len"):
@@ -158,8 +172,8 @@ def _settings(model: str, arguments: dict[str, str], *, is_pooling: bool) -> dic
     return found
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    tests.utils.RemoteOpenAIServer = PlainServer if IS_CONTROL else SageServer
+# At once, not in a hook: vLLM's own conftest files take the class when they are imported.
+tests.utils.RemoteOpenAIServer = PlainServer if IS_CONTROL else SageServer
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

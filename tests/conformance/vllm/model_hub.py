@@ -143,7 +143,7 @@ def _cross_encoder(folder: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(**_bert(folder, 128), num_labels=1, initializer_range=0.2)
+    config = BertConfig(**_bert(folder, 128), num_labels=1)
     BertForSequenceClassification(config).save_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from sage_wire.messages import (
     Generate,
     TextPrompt,
     Tokenize,
+    TokenPrompt,
     ToolCall,
     ToolDefinition,
 )
@@ -161,3 +162,13 @@ def test_special_tokens_are_added_to_texts_and_not_to_what_a_template_wrote(toke
     assert ids(text) == ids(text, True) == [begin, *ids(text, False)]
     assert ids(chat) == ids(chat, False)
     assert ids(chat, True) == [begin, *ids(chat)]
+
+
+def test_the_echo_of_token_ids_keeps_special_tokens_and_ids_beyond_the_vocabulary_are_named(tokenizer):
+    own = reader(tokenizer)
+    begin = tokenizer.bos_token_id
+    request = Generate(model="m", prompt=TokenPrompt(token_ids=[begin, begin]))
+    assert own.echoed_text(request, own.read(request).ids) == tokenizer.bos_token * 2
+    with pytest.raises(BadRequest, match="token id 999999 is out of vocabulary") as refused:
+        own.read(Generate(model="m", prompt=TokenPrompt(token_ids=[999_999])))
+    assert refused.value.param == "prompt"

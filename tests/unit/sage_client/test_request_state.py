@@ -29,7 +29,16 @@ from sage_client.request_events import (
     WorkerListed,
 )
 from sage_client.request_state import Phase, RequestState, RetryRules
-from sage_core import BadRequest, Cancelled, DeadlineExceeded, NotFound, Overloaded, Unavailable, WorkerLost
+from sage_core import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    WorkerLost,
+)
 from sage_wire.messages import (
     Annotated,
     Completed,
@@ -434,6 +443,23 @@ def test_max_attempts_bounds_how_often_workers_may_fail() -> None:
         driver.feed(WorkerGone(worker, is_lost=True))
         if driver.state.phase is Phase.BACKOFF:
             driver.fire()
+    assert len(driver.submits) == 3
+    # It may be what they died of. WorkerLost would be repeated, by clients, planners and jobs.
+    error = driver.finished[0].error
+    assert isinstance(error, EngineError)
+    assert not error.retryable
+    assert "3 workers in a row" in error.message
+
+
+def test_a_request_whose_workers_were_not_all_lost_may_be_repeated_by_its_caller() -> None:
+    driver = Driver()
+    for worker in ("w1", "w2"):
+        driver.start(worker)
+        driver.feed(WorkerGone(worker, is_lost=True))
+        if driver.state.phase is Phase.BACKOFF:
+            driver.fire()
+    driver.start("w3")
+    driver.delta(2, Tokens(text="after a gap"))
     assert len(driver.submits) == 3
     assert isinstance(driver.finished[0].error, WorkerLost)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from sage_gateway.errors import HttpError, error_body
 from sage_gateway.http.exchange import Exchange
 from sage_gateway.http.head import STATUS_LINES
-from sage_gateway.http.reader import INVALID, RequestReader
+from sage_gateway.http.reader import DISCARDED_BODIES, INVALID, RequestReader
 
 if TYPE_CHECKING:
     from sage_gateway.http.server import HttpServer
@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_blocked_since",
         "_is_reading_paused",
         "_is_running",
+        "_num_discarded",
         "_phase",
         "_reader",
         "_turn",
@@ -82,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._blocked_since: float | None = None
         self._is_running = False
         self._is_reading_paused = False
+        self._num_discarded = 0
 
     @property
     def is_busy(self) -> bool:
@@ -133,12 +135,26 @@ class Connection(asyncio.Protocol):
         """Parse, or keep for later what belongs to requests after the one that is being answered."""
         reader = self._reader
         if reader.failure is not None:
+            self._discard(len(data))
             return
         if (self._turn is not None and reader.reading is None) or self._blocked_since is not None:
             self._keep_ahead(data)
             return
         reader.feed(data)
         self._run()
+
+    def _discard(self, num_bytes: int) -> None:
+        """Bound what is read only so that the client sees the last answer: by bytes, as `_LINGER_SECONDS` by time."""
+        limits = self.server.settings
+        self._num_discarded += num_bytes
+        if self._num_discarded <= limits.max_body * DISCARDED_BODIES:
+            return
+        if self._phase is _Phase.LINGER:
+            self.deadline = inf
+            self.transport.close()
+        elif not self._is_reading_paused:
+            self._is_reading_paused = True
+            self.transport.pause_reading()
 
     def _keep_ahead(self, data: bytes) -> None:
         self._ahead.append(data)

@@ -6,6 +6,7 @@ exception in an answerer is no parsing error, and an answer may close the connec
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from sage_gateway.settings import GatewaySection
 if TYPE_CHECKING:
     from sage_gateway.http.connection import Connection
 
-__all__ = ["INVALID", "RequestReader"]
+__all__ = ["DISCARDED_BODIES", "INVALID", "RequestReader"]
 
 INVALID: Final = "invalid_request_error"
 
@@ -26,7 +27,10 @@ _METHODS: Final = {
     method: method.decode()
     for method in (b"GET", b"POST", b"DELETE", b"HEAD", b"OPTIONS", b"PUT", b"PATCH", b"CONNECT", b"TRACE")
 }
-_DISCARDED_BODIES: Final = 16
+_VERSIONS: Final = frozenset({"1.1", "1.0"})
+_REQUEST_LINE: Final = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) \S+ HTTP/1\.[01]\r\n")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)([^#]*)", re.IGNORECASE)
+DISCARDED_BODIES: Final = 16
 """A refused body is read to its end and thrown away up to this many times the limit, so that the client sees the
 answer and keeps its connection; beyond it the connection is closed."""
 
@@ -100,8 +104,10 @@ class RequestReader:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserInvalidMethodError:
+            self.fail(_unknown_method(data))
         except httptools.HttpParserError:
-            self.fail(HttpError(400, INVALID, "invalid_http", "this is not an HTTP/1.1 request"))
+            self.fail(_no_http("this is not an HTTP/1.1 request"))
         if self._is_in_head:
             if self.head_bytes > self._limits.max_header_bytes:
                 self.fail(self._head_too_large())
@@ -171,15 +177,28 @@ class RequestReader:
             self.fail(self._head_too_large())
             raise _Refused
         self._is_in_head = False
-        method = parser.get_method()
+        method, version, target, host = (
+            parser.get_method(),
+            parser.get_http_version(),
+            self._target,
+            headers.get(b"host"),
+        )
+        if (host is None and version == "1.1") or (host is not None and b"," in host):
+            self.fail(_no_http("exactly one Host is needed (RFC 9112 section 3.2)"))
+            raise _Refused
+        if version not in _VERSIONS:
+            self.fail(HttpError(505, INVALID, "unknown_http_version", "this is an HTTP/1.1 server"))
+            raise _Refused
+        if not target.startswith(b"/"):
+            target = self._origin_form(target)
         exchange = Exchange(
             self._connection,
             _METHODS.get(method) or method.decode("ascii"),
-            self._target,
+            target,
             headers,
             self._num_headers,
             parser.should_keep_alive(),
-            parser.get_http_version() == "1.0",
+            version == "1.0",
         )
         if b"transfer-encoding" in headers:
             exchange.can_discard = False
@@ -194,7 +213,7 @@ class RequestReader:
         declared = headers.get(b"content-length")
         # What is no number, or too large for one, the parser has refused.
         if declared is not None and int(declared) > limits.max_body:
-            exchange.can_discard = int(declared) <= limits.max_body * _DISCARDED_BODIES
+            exchange.can_discard = int(declared) <= limits.max_body * DISCARDED_BODIES
             exchange.refusal = self._body_too_large()
         if b"expect" in headers:
             # A client that is refused may send the body, or not: RFC 9110 section 10.1.1.
@@ -202,6 +221,14 @@ class RequestReader:
         self.reading = exchange
         self.queue.append(exchange)
         self._num_body = self._num_framing = self._num_since_body = 0
+
+    def _origin_form(self, target: bytes) -> bytes:
+        """Return the path of a target that names its host, which takes the place of Host (RFC 9112 section 3.2.2)."""
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None:
+            return target
+        self._headers[b"host"], path = absolute.groups()
+        return path if path.startswith(b"/") else b"/" + path
 
     def on_body(self, chunk: bytes) -> None:
         """Take a part of the body."""
@@ -238,6 +265,21 @@ class RequestReader:
     def _body_too_large(self) -> HttpError:
         limit = self._limits.max_body
         return HttpError(413, INVALID, "body_too_large", f"the request body is larger than {limit} bytes")
+
+
+def _no_http(message: str) -> HttpError:
+    return HttpError(400, INVALID, "invalid_http", message)
+
+
+def _unknown_method(data: bytes) -> HttpError:
+    """Return what is said of `data`, of which the parser knows no method: maybe it is no HTTP at all."""
+    line = _REQUEST_LINE.match(data)
+    if line is None or line[1] in _METHODS:
+        return _no_http("this is not an HTTP/1.1 request")
+    method = line[1].decode("ascii")
+    return HttpError(
+        501, INVALID, "unknown_method", f"the method {method} is not known; methods are upper case"
+    )
 
 
 class _Refused(Exception):

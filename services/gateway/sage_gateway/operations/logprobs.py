@@ -67,7 +67,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs], *, as_ids: bool = False) -> l
 def text_logprobs(tokens: Sequence[TokenLogprobs], offset: int = 0, *, as_ids: bool = False) -> TextLogprobs:
     """Return `tokens` as completions show them; `offset` counts the characters of the choice before them.
 
-    The chosen token is always among `top_logprobs`, which so may have one more than was asked for.
+    The chosen token is always the first of `top_logprobs`, which so may have one more than was asked for.
     """
     offsets, own, texts = [], [], []
     tops: list[dict[str, float] | None] = []
@@ -82,8 +82,8 @@ def text_logprobs(tokens: Sequence[TokenLogprobs], offset: int = 0, *, as_ids: b
             tops.append(None)
             continue
         likeliest: dict[str, float] = {}
-        for top in (*token.top, chosen):
-            # Tokens may share a text; the likelier one keeps it.
+        for top in (chosen, *token.top):
+            # Tokens may share a text; the chosen one keeps it, else the likelier.
             likeliest.setdefault(_shown(top, as_ids=as_ids), _finite(top.logprob))
         tops.append(likeliest)
     return TextLogprobs(offsets, own, texts, tops)

@@ -179,7 +179,10 @@ def test_a_file_without_keys_lets_nobody_in(house: House) -> None:
     assert house.refusal({b"host": b"127.0.0.1"})[0] == 401
 
 
-@pytest.mark.parametrize("host", [b"localhost:8080", b"127.0.0.1", b"[::1]:8080", b"app.localhost"])
+@pytest.mark.parametrize(
+    "host",
+    [b"localhost:8080", b"LOCALHOST:8080", b"localhost.", b"127.0.0.1", b"[::1]:8080", b"app.localhost"],
+)
 def test_without_a_file_this_machine_is_answered(open_house: House, host: bytes) -> None:
     for _ in range(2):
         caller = open_house.gate.identify({b"host": host})

@@ -173,6 +173,48 @@ async def test_a_request_behind_one_that_is_no_http_is_refused_after_its_answer(
     assert peer.client.transport.has_sent_eof
 
 
+@pytest.mark.parametrize("hosts", [b"", b"host: a\r\nhost: a\r\n", b"Host: a\r\nHOST: b\r\n"])
+async def test_a_request_without_exactly_one_host_is_400(peer: Peer, hosts: bytes) -> None:
+    peer.send(b"GET / HTTP/1.1\r\n%b\r\n" % hosts)
+    assert peer.statuses == [400]
+    assert peer.calls.all == []
+
+
+async def test_http_1_0_needs_no_host(peer: Peer) -> None:
+    peer.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert peer.paths == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"http://localhost:8080/v1/models?a=b", b"/v1/models?a=b", b"localhost:8080"),
+        (b"HTTP://LocalHost", b"/", b"LocalHost"),
+        (b"https://a?b", b"/?b", b"a"),
+    ],
+)
+async def test_an_absolute_target_is_its_path_and_its_host_counts(
+    peer: Peer, target: bytes, path: bytes, host: bytes
+) -> None:
+    peer.send(b"GET %b HTTP/1.1\r\nhost: other\r\n\r\n" % target)
+    exchange = peer.calls.all[0].exchange
+    assert (exchange.target, exchange.headers[b"host"]) == (path, host)
+
+
+@pytest.mark.parametrize("method", [b"FOO", b"get"])
+async def test_a_method_that_is_not_known_is_501(peer: Peer, method: bytes) -> None:
+    peer.send(b"%b / HTTP/1.1\r\nhost: x\r\n\r\n" % method)
+    assert peer.statuses == [501]
+    assert peer.client.transport.has_sent_eof
+
+
+@pytest.mark.parametrize("version", [b"2.0", b"0.9"])
+async def test_a_version_that_is_not_spoken_is_505(peer: Peer, version: bytes) -> None:
+    peer.send(b"GET / HTTP/%b\r\nhost: x\r\n\r\n" % version)
+    assert peer.statuses == [505]
+    assert peer.calls.all == []
+
+
 # Bodies
 
 
@@ -221,6 +263,31 @@ async def test_a_body_far_beyond_the_limit_ends_the_connection_softly() -> None:
     assert not transport.is_closing()
     peer.send(b"x" * 10_000)
     assert peer.statuses == [413]
+
+
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 99999999", b"transfer-encoding: chunked", b"content-length: 2000"]
+)
+async def test_what_follows_a_last_answer_is_discarded_up_to_a_bound(framing: bytes) -> None:
+    peer = Peer(max_body=1024)
+    peer.calls.at_once = lambda exchange: exchange.respond(401, b"", b"no")
+    # A length of 2000 keeps the connection; what comes after it is no HTTP, and ends it.
+    peer.send(b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\n\r\n" % framing, b"y" * 3000)
+    assert peer.client.transport.has_sent_eof
+    peer.send(*[b"y" * 1000] * 10)
+    assert not peer.client.transport.is_closing()
+    peer.send(*[b"y" * 1000] * 10)
+    assert peer.client.transport.is_closing()
+
+
+async def test_what_follows_a_request_that_is_no_http_is_not_read_on_while_an_answer_is_made() -> None:
+    peer = Peer(max_body=1024)
+    peer.send(GET % b"/1" + b"\x16\x03\x01\r\n\r\n", *[b"y" * 1000] * 20)
+    assert not peer.client.transport.is_reading
+    peer.calls.all[0].answer()
+    assert peer.statuses == [200, 400]
+    peer.send(b"y")
+    assert peer.client.transport.is_closing()
 
 
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"deflate, chunked", b"identity, chunked"])

@@ -62,8 +62,9 @@ def test_echo_comes_first_with_the_prompts_own_probabilities() -> None:
         "tokens": ["On", "ce", " upon"],
         "token_logprobs": [None, -0.25, -1.5],
         "text_offset": [0, 2, 4],
-        "top_logprobs": [None, {"ce": -0.25}, {" a": -0.5, " the": -1.0, " upon": -1.5}],
+        "top_logprobs": [None, {"ce": -0.25}, {" upon": -1.5, " a": -0.5, " the": -1.0}],
     }
+    assert next(iter(choice["logprobs"]["top_logprobs"][2])) == " upon", "the chosen token comes first"
 
 
 def test_a_stream_has_the_same_probabilities() -> None:

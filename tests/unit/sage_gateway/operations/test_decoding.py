@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_core import BadRequest, LimitExceeded
-from sage_gateway.decoding import MAX_DEPTH, BodyDecoder, RawObject, Unsupported, absent, is_deeper, is_null
+from sage_gateway.decoding import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    BodyDecoder,
+    RawObject,
+    Unsupported,
+    absent,
+    has_more_values,
+    is_deeper,
+    is_null,
+)
 from sage_gateway.errors import HttpRefused
 
 
@@ -128,3 +138,28 @@ def test_depth_is_counted_as_by_reading(value: Any) -> None:
     levels = depth(value)
     assert not is_deeper(payload, levels)
     assert levels == 0 or is_deeper(payload, levels - 1)
+
+
+def num_values(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(1 + num_values(inner) for inner in value.values())
+    if isinstance(value, list):
+        return 1 + sum(map(num_values, value))
+    return int(isinstance(value, str))
+
+
+@given(VALUES)
+def test_values_are_counted_as_by_reading(value: Any) -> None:
+    payload = json.dumps(value).encode()
+    count = num_values(value)
+    assert not has_more_values(payload, count)
+    assert count == 0 or has_more_values(payload, count - 1)
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_read() -> None:
+    # What these bodies are wrong in is never found out: reading them is what is too dear.
+    for value in (b'"k":"v"', b'"k":{}'):
+        with pytest.raises(LimitExceeded, match=f"more than {MAX_VALUES} strings"):
+            decode(b'{"other":{' + b",".join([value] * (MAX_VALUES // 2 + 1)) + b"}}")
+    assert decode(b'{"name":"a","raw":[%b0]}' % (b"1," * MAX_VALUES)).num_ignored == 0
+    assert decode(b'{"name":"%b"}' % (b'{[\\"' * MAX_VALUES)).num_ignored == 0
