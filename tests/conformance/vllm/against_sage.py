@@ -17,8 +17,9 @@ import signal
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,7 @@ class SageServer(RemoteVLLMServer):
         client: openai.AsyncOpenAI = super().get_async_client(**options)
         responses: Any = client.responses
         for name in ("create", "parse"):
-            ask = getattr(responses, name)
-            setattr(
-                responses,
-                name,
-                lambda ask=ask, **asked: ask(**asked | {"model": asked.get("model") or self.model}),
-            )
+            setattr(responses, name, partial(_ask, getattr(responses, name), self.model))
         return client
 
     def _run(self, *arguments: str) -> str:
@@ -117,6 +113,10 @@ class SageServer(RemoteVLLMServer):
                     fields[name] = base64.b64encode(fields[name]).decode()
                 exchanged.append(fields)
         self.home.cleanup()
+
+
+def _ask(call: Callable[..., Any], model: str, **asked: Any) -> Any:
+    return call(**asked | {"model": asked.get("model") or model})
 
 
 class PlainServer(RemoteOpenAIServer):
@@ -218,7 +218,7 @@ def _reason(selection: dict[str, Any], nodeid: str) -> str | None:
 
 def _matches(name: str, pattern: str) -> bool:
     escaped = pattern.replace("[", "[[]")
-    return name.partition("[")[0] == pattern or fnmatch.fnmatchcase(name, escaped)
+    return any(fnmatch.fnmatchcase(each, escaped) for each in (name, name.partition("[")[0]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from desk_driver import FENCE, MODEL, announce, answers, desk, failures, report, submit
 from sage_core import Cancelled, DeadlineExceeded, Overloaded, Unavailable
 from sage_policy import (
-    Command,
-    Event,
     Finished,
     FirstToken,
     InstanceUp,
@@ -21,9 +15,8 @@ from sage_policy import (
     Progressed,
     Submitted,
     Telemetry,
-    make_policy,
 )
-from sage_scheduler.desk import OUT_OF_BAND, SchedulingDesk
+from sage_scheduler.desk import SchedulingDesk
 from sage_scheduler.held import CANCEL_MEMORY
 from sage_scheduler.outgoing import (
     ArmTimer,
@@ -31,108 +24,20 @@ from sage_scheduler.outgoing import (
     SendAnswer,
     SendCancel,
     SendDispatch,
-    SendFailure,
     SendLead,
 )
-from sage_wire import raw
 from sage_wire.messages import (
-    Announcement,
     Answer,
     Cancel,
     DecisionFacts,
-    Embed,
     EngineProfile,
-    Failed,
     ReceiptTimes,
-    Report,
     ReportEvent,
     ServedModel,
-    Submit,
     Targets,
-    WireError,
     WorkSize,
 )
 from sage_wire.messages import Telemetry as WireTelemetry
-
-MODEL = "mini"
-FENCE = 7
-
-
-class Desk(SchedulingDesk):
-    """A desk that keeps what its policy heard."""
-
-    def __init__(self, max_queued: int, max_receipts: int) -> None:
-        self.events: list[Event] = []
-        policy = make_policy("least-outstanding+hold", max_queued=max_queued, seed=0)
-        super().__init__(policy, scheduler_id="s1", max_receipts=max_receipts, record=self._keep)
-
-    def _keep(self, event: Event, _now: float, _commands: list[Command]) -> None:
-        self.events.append(event)
-
-    def submit(self, *arguments: Any) -> list[Outgoing]:
-        """As its consumer sees it: a refusal is an error, that it is held is no news."""
-        outgoing = super().submit(*arguments)
-        for error in refusals(outgoing):
-            raise error.raised()
-        return [item for item in outgoing if not isinstance(item, SendAnswer)]
-
-    def heard(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-
-def desk(max_queued: int = 8, max_receipts: int = 100, leads: tuple[str, ...] = (MODEL,)) -> Desk:
-    made = Desk(max_queued, max_receipts)
-    for pool in leads:
-        made.lead(pool, FENCE, 0.0)
-    return made
-
-
-def announce(
-    worker: str = "w1",
-    limit: int = 1,
-    in_flight: list[str] | None = None,
-    models: list[str] | None = None,
-    **more: Any,
-) -> Announcement:
-    return Announcement(
-        actor_id=worker, kind="llm-worker", epoch="e", sequence=0, state="ready", version="0", host="h", pid=1,
-        models=[ServedModel(name=name, task="generate") for name in models or [MODEL]],
-        max_in_flight=limit, in_flight=in_flight or [], **more,
-    )  # fmt: skip
-
-
-def submit(request_id: str = "r", attempt: int = 0, pool: str = MODEL) -> Submit:
-    return Submit(
-        request_id=request_id,
-        attempt=attempt,
-        pool=pool,
-        reply_to="sage.v1.frames.c",
-        work=raw(Embed(model=pool, texts=["x"])),
-    )
-
-
-def report(request_id: str = "r", event: ReportEvent = ReportEvent.FINISHED, attempt: int = 0) -> Report:
-    return Report(worker_id="w1", pool=MODEL, request_id=request_id, attempt=attempt, event=event)
-
-
-def failures(outgoing: list[Outgoing]) -> list[tuple[str, str, bool]]:
-    found = []
-    for item in outgoing:
-        if isinstance(item, SendFailure):
-            assert isinstance(item.delta.event, Failed)
-            assert item.delta.seq == OUT_OF_BAND
-            found.append(
-                (item.delta.request_id, item.delta.event.error.code, item.delta.event.error.retryable)
-            )
-    return found
-
-
-def answers(outgoing: list[Outgoing]) -> list[Answer]:
-    return [item.answer for item in outgoing if isinstance(item, SendAnswer)]
-
-
-def refusals(outgoing: list[Outgoing]) -> list[WireError]:
-    return [answer.error for answer in answers(outgoing) if answer.error is not None]
 
 
 def test_a_submit_for_a_free_worker_is_dispatched_with_its_work_unread() -> None:
@@ -516,94 +421,3 @@ def test_a_refusal_keeps_its_code_and_its_time_to_retry() -> None:
     assert receipt.facts is not None
     assert (receipt.decision, receipt.facts.code) == ("shed", "overloaded")
     assert receipt.facts.retry_after == caught.value.retry_after
-
-
-class DeskMachine(RuleBasedStateMachine):
-    """Whatever happens, the desk holds exactly what nobody has ended, and no attempt is dispatched twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.desk = desk(leads=())
-        self.now = 0.0
-        self.is_led = False
-        self.number = 0
-        self.open: set[str] = set()
-        self.running: dict[str, set[str]] = {}
-        self.ever: set[str] = set()
-
-    def take(self, outgoing: list[Outgoing]) -> None:
-        for item in outgoing:
-            match item:
-                case SendDispatch(worker_id, dispatch):
-                    key = f"{dispatch.request_id}/{dispatch.attempt}"
-                    assert key not in self.ever, "an attempt is dispatched once"
-                    assert self.is_led
-                    assert key in self.open
-                    self.ever.add(key)
-                    self.running[worker_id].add(key)
-                case SendFailure(_, delta):
-                    key = f"{delta.request_id}/{delta.attempt}"
-                    assert key in self.open, "a request ends once"
-                    self.open.discard(key)
-                case _:
-                    pass
-
-    @rule(seconds=st.floats(0, 2))
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def lead(self) -> None:
-        if not self.is_led:
-            self.is_led = True
-            self.take(self.desk.lead(MODEL, FENCE, self.now))
-
-    @rule()
-    def lose(self) -> None:
-        outgoing = self.desk.lose(MODEL, self.now)
-        self.take(outgoing)
-        self.is_led = False
-        self.open.clear()
-
-    @rule(budget=st.floats(0.1, 5))
-    def submit(self, budget: float) -> None:
-        self.number += 1
-        key = f"r{self.number}/0"
-        self.open.add(key)
-        request, deadline = submit(f"r{self.number}"), self.now + budget
-        outgoing = SchedulingDesk.submit(self.desk, request, deadline, self.now)
-        if refusals(outgoing):
-            self.open.discard(key)
-        self.take(outgoing)
-
-    @rule(worker=st.sampled_from(["w1", "w2"]), limit=st.integers(0, 3))
-    def announce(self, worker: str, limit: int) -> None:
-        running = self.running.setdefault(worker, set())
-        self.take(self.desk.worker_heard(announce(worker, limit, sorted(running)), self.now))
-
-    @rule(worker=st.sampled_from(["w1", "w2"]), is_first=st.booleans())
-    def end_one(self, worker: str, is_first: bool) -> None:
-        running = sorted(self.running.get(worker, ()))
-        if running:
-            key = running[0 if is_first else -1]
-            self.running[worker].discard(key)
-            self.open.discard(key)
-            ended = msgspec.structs.replace(report(key.rpartition("/")[0]), worker_id=worker)
-            self.take(self.desk.report(ended, self.now))
-
-    @rule(worker=st.sampled_from(["w1", "w2"]))
-    def lose_worker(self, worker: str) -> None:
-        self.running[worker] = set()
-        self.take(self.desk.worker_down(worker, self.now, is_lost=True))
-
-    @rule()
-    def fire_timer(self) -> None:
-        self.take(self.desk.timer(self.now))
-
-    @invariant()
-    def everything_open_is_held(self) -> None:
-        assert self.desk.num_held == (len(self.open) if self.is_led else 0)
-
-
-DeskMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
-test_the_desk_loses_nothing = DeskMachine.TestCase
