@@ -97,6 +97,8 @@ async def test_what_one_gateway_gives_back_another_may_use(gates: list[Gate]) ->
     for each in granted:
         assert isinstance(each, Granted)
         gates[0].settle(each, 60)
+    # A gateway's next decision is written together with what it gave back before.
+    assert isinstance(await ask(gates[0], caller, 0), Granted)
     taken = [await ask(gates[1], caller, 100) for _ in range(5)]
     assert [isinstance(answer, Granted) for answer in taken] == [True] * 4 + [False]
 
