@@ -115,8 +115,8 @@ class SageServer(RemoteVLLMServer):
         self.home.cleanup()
 
 
-def _ask(call: Callable[..., Any], model: str, **asked: Any) -> Any:
-    return call(**asked | {"model": asked.get("model") or model})
+def _ask(call: Callable[..., Any], served: str, /, **asked: Any) -> Any:
+    return call(**asked | {"model": asked.get("model") or served})
 
 
 class PlainServer(RemoteOpenAIServer):

@@ -8,6 +8,7 @@ import pytest
 
 from sage_client.work_size import measure
 from sage_core import ConfigurationError
+from sage_llm_worker.engines import emulated
 from sage_llm_worker.engines.emulated import EmulatedEngine
 from sage_llm_worker.testing.engine_suite import collect
 from sage_native import EngineModel
@@ -241,3 +242,35 @@ async def test_limits_that_no_engine_can_have_are_refused_in_one_line():
         ConfigurationError, match="max_step_tokens is 16; expected at least max_sequences, 32"
     ):
         await engine.start()
+
+
+async def test_a_first_token_leaves_before_the_other_tokens_of_its_step(monkeypatch):
+    heard: list[str] = []
+
+    class Recording:
+        """asyncio, whose sleeps between two steps are noted."""
+
+        def __getattr__(self, name):
+            return getattr(asyncio, name)
+
+        async def sleep(self, seconds):
+            await asyncio.sleep(seconds)
+            if seconds > 0:
+                heard.append("step")
+
+    async def listen(name, num_tokens):
+        async for _ in engine.generate(name, request(max_tokens=num_tokens)):
+            heard.append(name)  # noqa: PERF401 - as they come
+
+    monkeypatch.setattr(emulated, "asyncio", Recording())
+    engine = EmulatedEngine(profile=EngineProfile(a0=0.005, m0=0.005))
+    await engine.start()
+    async with asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(listen(f"old {number}", 40))
+        while heard.count("old 3") < 3:  # noqa: ASYNC110 - a few steps of the engine
+            await asyncio.sleep(0)
+        group.create_task(listen("new", 3))
+    await engine.stop()
+
+    assert heard[heard.index("new") - 1] == "step"

@@ -24,7 +24,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -130,6 +130,8 @@ class EmulatedEngine:
         self._noise_sigma = noise_sigma
         self._requests: dict[str, _Request] = {}
         self._by_number: dict[int, _Request] = {}
+        self._unheard: set[int] = set()
+        """Numbers of the requests without a token yet."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._num_submitted = 0
@@ -295,10 +297,12 @@ class EmulatedEngine:
             num_output=end,
         )
         self._requests[request_id] = self._by_number[item.number] = item
+        self._unheard.add(item.number)
         self._wake.set()
         return item
 
     def _forget(self, item: _Request) -> None:
+        self._unheard.discard(item.number)
         if self._by_number.pop(item.number, None) is not None:
             del self._requests[item.request_id]
             self._engine.remove(item.number)
@@ -312,8 +316,10 @@ class EmulatedEngine:
             raise
 
     async def _step_for_ever(self) -> None:
-        """All tokens of a step leave in one turn of the event loop, when the time of the step has passed."""
-        engine, by_number = self._engine, self._by_number
+        """All tokens of a step leave when the time of the step has passed: first tokens in a turn of the event loop of
+        their own, then all others in one turn. Behind 63 others, a first token left 1 ms later.
+        """
+        engine = self._engine
         is_instant, sigma = self.profile.is_instant, self._noise_sigma
         due = time.monotonic()
         while True:
@@ -333,10 +339,20 @@ class EmulatedEngine:
                 due = max(due + seconds, now - _MAX_LATE)
                 await asyncio.sleep(max(0.0, due - now))
             now = time.monotonic()
-            for number in emitting:
-                item = by_number.get(number)
-                if item is not None:
-                    self._emit(item, now)
+            if self._unheard and not is_instant:
+                first = self._unheard.intersection(emitting)
+                if first:
+                    self._emit_all(sorted(first), now)
+                    await asyncio.sleep(0)
+                    emitting = [number for number in emitting if number not in first]
+            self._emit_all(emitting, now)
+
+    def _emit_all(self, numbers: Sequence[int], now: float) -> None:
+        by_number = self._by_number
+        for number in numbers:
+            item = by_number.get(number)
+            if item is not None:
+                self._emit(item, now)
 
     def _emit(self, item: _Request, now: float) -> None:
         index, script, twist = item.num_generated, item.script, item.twist
@@ -353,6 +369,7 @@ class EmulatedEngine:
         self._num_generated += 1
         if not item.first_token:
             item.first_token = now
+            self._unheard.discard(item.number)
             item.num_cached = self._engine.num_cached(item.number)
         logprobs = None
         if twist is not None:
