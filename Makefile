@@ -86,7 +86,7 @@ retrieval: $(SETUP)  ## Index 1,000+ real documents and score 20 questions
 test-vllm:  ## Install vLLM (CPU build) in its own venv and test it through the whole stack
 	tests/vllm/run.sh
 
-conformance: $(SETUP)  ## Run other people's clients and test suites against SAGE (fetches them; about an hour)
+conformance: $(SETUP)  ## Run other people's clients and test suites against SAGE (fetches them; about 15 minutes)
 	PYTHONPATH=tests $(PYTHON) -m conformance
 
 clean:  ## Remove what builds and tests left behind
