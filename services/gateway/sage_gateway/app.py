@@ -46,10 +46,7 @@ class App:
             visit: OperationVisit | HandlerVisit = OperationVisit(self._edge, exchange, route)
         else:
             visit = HandlerVisit(self._edge, exchange, route or _UNKNOWN)
-        try:
-            self._admit(visit, exchange, route)
-        except Exception as error:  # whatever a head holds costs that request alone
-            visit.fail(error)
+        visit.guard(self._admit, visit, exchange, route)
         return visit
 
     def _admit(self, visit: Visit, exchange: Exchange, route: Route | None) -> None:

@@ -6,9 +6,6 @@ write; an answer that is not streamed is one write, head and body together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sage_client import RequestSink
 from sage_core import SageError
 from sage_gateway.access import Granted
 from sage_gateway.edge import Edge
@@ -16,7 +13,7 @@ from sage_gateway.errors import CLIENT_CLOSED, HttpRefused
 from sage_gateway.http import Exchange
 from sage_gateway.operation import Answer
 from sage_gateway.routes import Route
-from sage_gateway.ticket import Ticket
+from sage_gateway.ticket import Part, Ticket
 from sage_gateway.visit import Visit
 from sage_wire.messages import Completed, Event, Tokens
 
@@ -38,20 +35,20 @@ class OperationVisit(Visit):
 
     def received(self, body: bytes) -> None:
         """Plan, and submit as soon as the key's quota allows."""
+        self.guard(self._plan, body)
+
+    def _plan(self, body: bytes) -> None:
         operation = self.route.operation
         assert operation is not None
-        try:
-            planned = operation.plan(body, self.asked())
-            if planned.num_ignored:
-                self.route.meter.num_ignored_fields += planned.num_ignored
-            self._answer = planned.answer
-            self._num_left = len(planned.works)
-            ticket = Ticket(self, planned)
-            self.describe(planned, ticket)
-            self._ticket = ticket
-            ticket.admit(self._decided)
-        except Exception as error:  # whatever is wrong with one request costs that request alone
-            self.fail(error)
+        planned = operation.plan(body, self.asked())
+        if planned.num_ignored:
+            self.route.meter.num_ignored_fields += planned.num_ignored
+        self._answer = planned.answer
+        self._num_left = len(planned.works)
+        ticket = Ticket(self, planned)
+        self.describe(planned, ticket)
+        self._ticket = ticket
+        ticket.admit(self._decided)
 
     def _decided(self, decision: Granted | HttpRefused | None) -> None:
         if isinstance(decision, HttpRefused):
@@ -59,14 +56,11 @@ class OperationVisit(Visit):
             return
         if decision is not None:
             self.add_headers(decision.headers)
-        ticket = self._ticket
-        assert ticket is not None
-        sinks: list[RequestSink] = [self, *[_Part(self, index) for index in range(1, self._num_left)]]
-        try:
-            ticket.submit(sinks)
-        except Exception as error:  # as above; the port refuses by raising
-            self.fail(error)
-            return
+        self.guard(self._submit)
+
+    def _submit(self) -> None:
+        assert self._ticket is not None
+        self._ticket.submit([self, *[Part(self, index) for index in range(1, self._num_left)]])
         if self._answer.is_streamed:
             self.exchange.keep_alive()
 
@@ -78,20 +72,16 @@ class OperationVisit(Visit):
 
     def finish(self, error: SageError | None) -> None:
         """Take the end of one work; a successful one has been told by its `Completed`."""
-        if self.is_over:
-            return
         if error is not None:
             self.fail(error)
 
-    def take(self, index: int, events: Sequence[Event]) -> None:
+    def take(self, index: int, events: list[Event]) -> None:
         """Turn events of work `index` into what the client sees of them."""
-        if self.is_over:
-            return
-        try:
-            data = self._answer.add(index, events)
-        except Exception as error:  # whatever a worker sends costs that request alone
-            self.fail(error)
-            return
+        if not self.is_over:
+            self.guard(self._take, index, events)
+
+    def _take(self, index: int, events: list[Event]) -> None:
+        data = self._answer.add(index, events)
         if self._is_silent:
             for event in events:
                 if type(event) is Tokens:
@@ -110,11 +100,7 @@ class OperationVisit(Visit):
 
     def _complete(self, data: bytes) -> None:
         answer = self._answer
-        try:
-            rest = answer.end()
-        except Exception as error:  # what the worker sent does not make an answer
-            self.fail(error)
-            return
+        rest = answer.end()
         usage = answer.usage
         self.note_usage(usage, answer.finish_reasons)
         if self._ticket is not None:
@@ -136,21 +122,3 @@ class OperationVisit(Visit):
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             ticket.end(None, reason)
-
-
-class _Part:
-    """The sink of one of the works after the first."""
-
-    __slots__ = ("_index", "_visit")
-
-    def __init__(self, visit: OperationVisit, index: int) -> None:
-        self._visit = visit
-        self._index = index
-
-    def deliver(self, events: list[Event]) -> None:
-        """Take what a frame brought for this work."""
-        self._visit.take(self._index, events)
-
-    def finish(self, error: SageError | None) -> None:
-        """Take the end of this work."""
-        self._visit.finish(error)

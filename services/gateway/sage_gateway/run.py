@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from sage_core import Cancelled, SageError
+from sage_core import Cancelled
 from sage_gateway.access import Granted
 from sage_gateway.errors import HttpRefused
 from sage_gateway.operation import Planned
-from sage_gateway.ticket import Ticket
+from sage_gateway.operations.usage import total_usage
+from sage_gateway.ticket import Part, Ticket
 from sage_gateway.visit import Visit
 from sage_wire.messages import Completed, Event, Tokens, Usage
 
@@ -58,7 +60,8 @@ class Run:
             if not decided.done():
                 decided.set_result(decision)
 
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._ticket.end, None)
             self._visit.describe(self._planned, self._ticket)
             self._ticket.admit(decide)
             decision = await decided
@@ -66,10 +69,8 @@ class Run:
                 raise decision
             if decision is not None:
                 self._visit.add_headers(decision.headers)
-            self._ticket.submit([_Part(self, index) for index in range(self._num_left)])
-        except BaseException:
-            self._ticket.end(None)
-            raise
+            self._ticket.submit([Part(self, index) for index in range(self._num_left)])
+            undo.pop_all()
         return self
 
     async def __aexit__(
@@ -107,12 +108,7 @@ class Run:
         if isinstance(last, Completed):
             self._num_left -= 1
             self._finish_reasons.append(last.finish_reason)
-            total, one = self.usage, last.usage
-            self.usage = Usage(
-                prompt_tokens=total.prompt_tokens + one.prompt_tokens,
-                completion_tokens=total.completion_tokens + one.completion_tokens,
-                cached_tokens=total.cached_tokens + one.cached_tokens,
-            )
+            self.usage = total_usage((self.usage, last.usage))
         self._pending.append((index, events))
         self._wake()
 
@@ -125,22 +121,3 @@ class Run:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class _Part:
-    """The sink of one work."""
-
-    __slots__ = ("_index", "_run")
-
-    def __init__(self, run: Run, index: int) -> None:
-        self._run = run
-        self._index = index
-
-    def deliver(self, events: list[Event]) -> None:
-        """Take what a frame brought for this work."""
-        self._run.take(self._index, events)
-
-    def finish(self, error: SageError | None) -> None:
-        """Take the end of this work."""
-        if error is not None:
-            self._run.fail(error)

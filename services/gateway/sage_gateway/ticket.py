@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sage_client import RequestSink, measure
+from sage_core import SageError
 from sage_gateway.access import Caller, Granted
 from sage_gateway.errors import HttpRefused
 from sage_gateway.operation import Planned
@@ -16,7 +17,38 @@ from sage_wire.messages import Event, Tokens
 if TYPE_CHECKING:
     from sage_gateway.visit import Visit
 
-__all__ = ["Ticket"]
+__all__ = ["Part", "Ticket"]
+
+
+class Taker(Protocol):
+    """What reads the works of a ticket."""
+
+    def take(self, index: int, events: list[Event]) -> None:
+        """Take what a frame brought for work `index`."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Take the failure of a work. May be called again, and after the end."""
+        ...
+
+
+class Part:
+    """The sink of one work of several."""
+
+    __slots__ = ("_index", "_taker")
+
+    def __init__(self, taker: Taker, index: int) -> None:
+        self._taker = taker
+        self._index = index
+
+    def deliver(self, events: list[Event]) -> None:
+        """See `RequestSink`."""
+        self._taker.take(self._index, events)
+
+    def finish(self, error: SageError | None) -> None:
+        """See `RequestSink`; a work that succeeded has been told by its `Completed`."""
+        if error is not None:
+            self._taker.fail(error)
 
 
 class Ticket:
@@ -94,7 +126,7 @@ class Ticket:
                 on_decision(decision)
 
         works = self._planned.works
-        edge.gate.admit(self.caller, edge.gate.reserved_tokens(works), decided, len(works))
+        edge.gate.admit(self.caller, edge.gate.reserved_tokens(works), decided)
 
     def submit(self, sinks: Sequence[RequestSink]) -> None:
         """Submit every work, each with its sink. Raises what the port raises; `end` takes back what was submitted."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 from sage_core import BadRequest, Internal, SageError, Unavailable, new_id
 from sage_gateway.access import Caller
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sage_gateway.ticket import Ticket
 
 __all__ = ["NOBODY", "ClientGone", "Visit"]
+
+P = ParamSpec("P")
 
 NOBODY: Final = Caller(tenant="")
 """Who calls where no key is asked for."""
@@ -192,6 +194,13 @@ class Visit:
         self.exchange.finish(data)
         self._end(status)
 
+    def guard(self, step: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+        """Take a step of this request; whatever it raises ends the request, and costs no other."""
+        try:
+            step(*arguments, **named)
+        except Exception as error:  # the edge of the process: a bug costs its request alone
+            self.fail(error)
+
     def fail(self, error: Exception) -> None:
         """Tell the client, in the form that its answer has reached, and end. Does nothing once it is over."""
         if self.is_over:
@@ -203,7 +212,7 @@ class Visit:
                 if error.code == Internal.code:
                     log.error("request_failed", request_id=self.request_id, error=error.message)
                 self._tell(describe(error), error)
-            case _:  # the edge of the process: a bug costs its request alone
+            case _:
                 log.error("request_crashed", request_id=self.request_id, exc_info=error)
                 self._tell(describe(Internal("internal error; the gateway's log has details")), error)
 

@@ -66,8 +66,10 @@ class Gate:
         """Return what a request takes from its key's tokens before it runs: its prompts and the longest answers."""
         return sum(self._tokens_of(work) for work in works)
 
-    def admit(self, caller: Caller, num_tokens: int, on_decision: OnDecision, num_requests: int = 1) -> None:
-        """Ask whether `num_requests` that reserve `num_tokens` together may start; only for a caller with a quota.
+    def admit(self, caller: Caller, num_tokens: int, on_decision: OnDecision) -> None:
+        """Ask whether a request that reserves `num_tokens` may start; only for a caller with a quota.
+
+        Choices and lists of prompts are one request, as OpenAI counts, and are paid in tokens.
 
         `on_decision` is called once, later, within `[gateway] quota_timeout`: with what was granted, to be ended by
         `settle` or `release` whatever became of its client, or with the HttpRefused to answer, 429 or 503.
@@ -78,7 +80,7 @@ class Gate:
             ledger = self._ledgers[caller.name] = KeyLedger(
                 caller.name, self._store, clock=self._clock, timeout=self._quota_timeout
             )
-        ledger.ask(caller.quota, num_tokens, num_requests, on_decision)
+        ledger.ask(caller.quota, num_tokens, on_decision)
 
     def settle(self, granted: Granted, num_tokens: int) -> None:
         """End what was granted and count the tokens that it used, cancelled or not. Idempotent; never waits."""

@@ -34,14 +34,13 @@ log = get_logger()
 
 @dataclass(eq=False, slots=True)
 class Granted:
-    """Requests that were admitted under a quota; ended once, by `Gate.settle` or `Gate.release`.
+    """A request that was admitted under a quota; ended once, by `Gate.settle` or `Gate.release`.
 
-    `headers` go into the response. `at` is the second of the broker's clock that they were counted in.
+    `headers` go into the response. `at` is the second of the broker's clock that it was counted in.
     """
 
     key_name: str
     quota: Quota
-    num_requests: int
     num_tokens: int
     at: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -101,9 +100,9 @@ class KeyLedger:
         """True where nothing waits and nothing is being written; requests may be open."""
         return self._task is None
 
-    def ask(self, quota: Quota, num_tokens: int, num_requests: int, on_decision: OnDecision) -> None:
+    def ask(self, quota: Quota, num_tokens: int, on_decision: OnDecision) -> None:
         """Decide about a request soon; `on_decision` hears it within the timeout."""
-        asked = Ask(quota, self._store.gateway, num_tokens, num_requests)
+        asked = Ask(quota, self._store.gateway, num_tokens)
         self._waiting.append(_Waiting(asked, on_decision, self._clock.now() + self._timeout))
         self._wake()
 
@@ -113,7 +112,7 @@ class KeyLedger:
             return
         granted.is_ended = True
         if granted.quota.concurrency is not None:
-            self._num_held -= granted.num_requests
+            self._num_held -= 1
         if granted.quota.tokens_per_minute is not None:
             surplus = num_tokens - granted.num_tokens
             if surplus < 0:
@@ -231,7 +230,6 @@ class KeyLedger:
             answer = Granted(
                 self._name,
                 ask.quota,
-                ask.num_requests,
                 ask.num_tokens,
                 decision.at,
                 rate_limit_headers(ask.quota, decision),

@@ -132,6 +132,15 @@ async def test_a_request_larger_than_the_quota_is_refused_for_good(tmp_path: Pat
     assert "retry-after" not in reply.headers
 
 
+async def test_a_list_of_prompts_is_one_request_of_its_quota(tmp_path: Path) -> None:
+    gateway = keyed(tmp_path, "rpm = 2\nconcurrency = 1\n")
+    body = {"model": "auto", "prompt": ["a", "b", "c"], "max_tokens": 5}
+    reply = await gateway.post("/v1/completions", body, headers=HEADERS)
+    assert reply.status == 200, reply.error
+    assert reply.headers["x-ratelimit-remaining-requests"] == "1"
+    assert len(gateway.port.streams) == 3
+
+
 async def test_concurrency_is_free_again_when_a_client_leaves(tmp_path: Path) -> None:
     gateway = keyed(tmp_path, "concurrency = 1\n")
     gateway.port.answer = lambda stream: None

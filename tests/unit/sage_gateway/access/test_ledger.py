@@ -55,11 +55,9 @@ async def gateways() -> AsyncIterator[Gateways]:
     await made.close()
 
 
-def asked(
-    ledger: KeyLedger, quota: Quota, num_tokens: int = 0, num_requests: int = 1
-) -> asyncio.Future[Granted | HttpRefused]:
+def asked(ledger: KeyLedger, quota: Quota, num_tokens: int = 0) -> asyncio.Future[Granted | HttpRefused]:
     decided: asyncio.Future[Granted | HttpRefused] = asyncio.get_running_loop().create_future()
-    ledger.ask(quota, num_tokens, num_requests, decided.set_result)
+    ledger.ask(quota, num_tokens, decided.set_result)
     assert not decided.done()
     return decided
 
@@ -244,7 +242,7 @@ async def test_one_callback_that_fails_costs_nobody_else_the_answer(gateways: Ga
     def fail(_: object) -> None:
         raise RuntimeError("bug")
 
-    ledger.ask(quota, 0, 1, fail)
+    ledger.ask(quota, 0, fail)
     await admitted(ledger, quota)
     assert len(failures) == 1
 
