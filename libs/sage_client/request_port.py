@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -54,6 +54,8 @@ from sage_wire import decode, encode, raw, subjects
 from sage_wire.messages import Answer, Cancel, Delta, Event, Frame, Started, Submit, Targets, Work
 
 __all__ = ["RequestPort"]
+
+T = TypeVar("T")
 
 SUBMIT_WAIT: Final = 0.5
 """Seconds that a submit may wait for a connection: after that its budget would be wrong, and it is made anew."""
@@ -306,14 +308,14 @@ class RequestPort:
         events, request.pending = request.pending, []
         if not events:
             return
-        try:
-            request.sink.deliver(events)
-        except Exception as error:  # a bug of one request's reader must not cost the others their frames
-            self._on_sink_error(request, error)
+        self._tell_sink(request, request.sink.deliver, events)
 
-    def _on_sink_error(self, request: OpenRequest, error: Exception) -> None:
-        log.error("sink_failed", request_id=request.request_id, pool=request.pool, exc_info=error)
-        request.cancel("its reader failed")
+    def _tell_sink(self, request: OpenRequest, tell: Callable[[T], None], what: T) -> None:
+        try:
+            tell(what)
+        except Exception as error:  # a bug of one request's reader must not cost the others their frames
+            log.error("sink_failed", request_id=request.request_id, pool=request.pool, exc_info=error)
+            request.cancel("its reader failed")
 
     def _send_submit(self, request: OpenRequest, command: SendSubmit, now: float) -> None:
         if command.attempt:
@@ -420,10 +422,7 @@ class RequestPort:
         self._deliver(request)
         # A sink that knows its request is not kept alive by it.
         sink, request.sink = request.sink, _NOBODY
-        try:
-            sink.finish(command.error)
-        except Exception as error:  # a bug of one request's reader must not cost the others their frames
-            self._on_sink_error(request, error)
+        self._tell_sink(request, sink.finish, command.error)
 
     # Who runs what, so that a worker's end costs only a look at its own requests.
 
