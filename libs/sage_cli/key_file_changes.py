@@ -9,6 +9,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -125,7 +126,8 @@ def _changing(path: Path) -> Iterator[dict[str, KeyRecord]]:
 
 def _replace(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.unlink, temporary)
         with os.fdopen(descriptor, "wb") as file:
             if path.exists():
                 owner = path.stat()
@@ -135,6 +137,4 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        undo.pop_all()

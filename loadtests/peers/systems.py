@@ -6,6 +6,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -88,7 +89,8 @@ class Running:
 
     def __enter__(self) -> Running:
         started = time.monotonic()
-        try:
+        with ExitStack() as undo:
+            undo.callback(stop_all, self.processes)
             self.plan = self.system.plan(self.ground)
             if self.system.is_mocked:
                 mock = [str(self.ground.tools / "mock_engine"), "--port", str(self.ground.mock_port)]
@@ -98,9 +100,7 @@ class Running:
                 self._start(launch)
             chat = workloads.WORKLOADS["chat16-c1"]
             self._until(f"{self.url}{chat.path}", workloads.body(chat, self.system.model(chat)))
-        except BaseException:
-            stop_all(self.processes)
-            raise
+            undo.pop_all()
         self.ready_seconds = time.monotonic() - started
         return self
 

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -64,12 +65,11 @@ class SageServer(RemoteVLLMServer):
             self.proc = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._end)
             status = self._run("status", "--wait-ready", "120", "--json")
             self.recorder = Recorder(int(json.loads(status)["gateway_url"].rpartition(":")[2]))
-        except BaseException:
-            self._end()
-            raise
+            undo.pop_all()
         self.recorder.__enter__()
         self.port = self.recorder.port
 
