@@ -55,8 +55,9 @@ class BoundedExport(SpanProcessor):
         self._num_exported = 0
         self._num_dropped = 0
         self._is_closed = False
+        self._exporter = _Counting(exporter, self)
         self._batch = BatchSpanProcessor(
-            _Counting(exporter, self),
+            self._exporter,
             max_queue_size=max_queued,
             schedule_delay_millis=delay_ms,
             max_export_batch_size=min(512, max_queued),
@@ -93,6 +94,10 @@ class BoundedExport(SpanProcessor):
             self._num_dropped += self._num_queued
             self._num_queued = 0
 
+    def abandon(self) -> None:
+        """Give up an export that is being tried again, from another thread: a `shutdown` that waits for it returns."""
+        self._exporter.shutdown()
+
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Export what is queued now, in the caller's thread."""
         return self._batch.force_flush(timeout_millis)
@@ -113,6 +118,7 @@ class _Counting(SpanExporter):
     def __init__(self, exporter: SpanExporter, owner: BoundedExport) -> None:
         self._exporter = exporter
         self._owner = owner
+        self._is_shut_down = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         is_exported = False
@@ -124,7 +130,10 @@ class _Counting(SpanExporter):
             self._owner.settled(len(spans), is_exported=is_exported)
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()
+        # The SDK's exporters warn of a second call.
+        if not self._is_shut_down:
+            self._is_shut_down = True
+            self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._exporter.force_flush(timeout_millis)

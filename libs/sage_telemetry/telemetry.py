@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +20,10 @@ from sage_telemetry.recent import RecentSpans
 from sage_telemetry.tracing import set_provider
 
 __all__ = ["Telemetry", "configure"]
+
+
+_ABANDON_SECONDS: Final = 1.0
+"""How long an export that was given up may take to notice: it is woken, so this is for a slow machine."""
 
 
 class Telemetry:
@@ -48,6 +53,9 @@ class Telemetry:
         closer = threading.Thread(target=self._provider.shutdown, name="telemetry-shutdown", daemon=True)
         closer.start()
         closer.join(timeout)
+        if closer.is_alive() and self._export is not None:
+            self._export.abandon()
+            closer.join(_ABANDON_SECONDS)
         if self._stop_metrics is not None:
             self._stop_metrics()
             self._stop_metrics = None

@@ -82,7 +82,9 @@ def test_a_collector_that_is_down_does_not_hold_up_the_shutdown(configured: Any)
     started = time.perf_counter()
     telemetry.shutdown(0.2)
     telemetry.shutdown(0.2)
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 3.0
+    # What is given up does not go on trying, and complain, behind the back of whoever comes after.
+    assert not [thread for thread in threading.enumerate() if thread.name == "telemetry-shutdown"]
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4317", "ftp://x", ""])
