@@ -33,7 +33,7 @@ types: $(SETUP)  ## Check types (mypy --strict)
 layers: $(SETUP)  ## Check that layers import downward only
 	$(VENV)/bin/lint-imports
 
-unit: $(SETUP)  ## Run the unit tests: no network, under 30 s
+unit: $(SETUP)  ## Run the unit tests: no network, about a minute
 	$(PYTEST) -q tests/unit
 
 integration: $(SETUP)  ## Run the tests that need a real nats-server or processes
