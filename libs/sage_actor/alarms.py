@@ -53,7 +53,7 @@ class Alarms(Generic[T]):
         self._items[id(item)] = item
         entry = (at, id(item))
         heappush(self._heap, entry)
-        if self._heap[0] is entry:
+        if self._heap[0] == entry:  # compiled tuples have no identity
             self._arm()
 
     def forget(self, item: T) -> None:

@@ -20,11 +20,11 @@ from sage_core import ConfigurationError
 
 __all__ = ["REGISTRY", "SECONDS_BUCKETS", "counter", "gauge", "histogram", "render", "serve"]
 
-REGISTRY: Final = CollectorRegistry()
+REGISTRY: Final[CollectorRegistry] = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-SECONDS_BUCKETS: Final = (
+SECONDS_BUCKETS: Final[tuple[float, ...]] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 

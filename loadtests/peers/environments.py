@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 from ground import PEERS
+from interpreter import interpreter
 
 __all__ = ["executable", "install", "is_installed", "requirements", "version"]
 
@@ -35,7 +35,7 @@ def install(environments: Path, peer: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     pinned = requirements(peer)
     commands = (
-        [sys.executable, "-m", "venv", str(folder)],
+        [interpreter(), "-m", "venv", str(folder)],
         # The files list all dependencies. Nothing is resolved, so a dependency that downloads at install time and
         # is left out of a file stays out.
         [str(folder / "bin" / "python"), "-m", "pip", "install", *_OPTIONS, "--no-deps", "-r", str(pinned)],

@@ -35,7 +35,7 @@ _END: Final = b"[DONE]"
 _SUBJECTS: Final = {
     "submit": "sage.v1.pool.*.submit",
     "dispatch": "sage.v1.worker.*.dispatch",
-    "frame": "sage.v1.frames.*",
+    "frame": "sage.v1.frames.*.*",
 }
 _TITLES: Final = {
     ("sent", "submit"): "client to the bus: HTTP, key, limits, plan, encode",

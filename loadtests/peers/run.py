@@ -31,10 +31,12 @@ import environments
 import hops
 import measuring
 import msgspec
+import own_environment
 import summary
 import terminal
 import workloads
 from ground import REPOSITORY, Ground
+from interpreter import interpreter_version
 from peer_systems import DIRECT, PEER_SYSTEMS
 from processes import StartFailed
 from report import Report, page
@@ -83,6 +85,12 @@ class Bench:
 
     def make_ready(self) -> None:
         """Install what is missing; drop the systems for which that fails."""
+        if any(system.name in OWN for system in self.systems):
+            try:
+                own_environment.install_sage(self.ground.environments)
+            except own_environment.InstallFailed as error:
+                for system in [system for system in self.systems if system.name in OWN]:
+                    self._skip(system, str(error))
         for system in list(self.systems):
             if environments.is_installed(self.ground.environments, system.name):
                 continue
@@ -233,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command=" ".join(["python loadtests/peers/run.py", *given]) if given else "make bench-peers",
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         machine=f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}",
+        f"Python {interpreter_version()}",
         num_runs=bench.num_runs,
         minutes=(time.monotonic() - started) / 60,
         sample_ratio=options.sample_ratio,

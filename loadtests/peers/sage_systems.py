@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sys
 from dataclasses import dataclass, field
 from typing import Final
 
 import workloads
 from ground import PEERS, Ground
 from nats_text import NatsText
+from own_environment import sage_python
 from processes import Launch
 from systems import Plan
 
@@ -106,15 +106,15 @@ class SageWhole:
         """See `System`."""
         self.bus = Bus(free_port(), secrets.token_hex(8))
         environment = _environment(self.name, ground, self.bus)
-        scheduler = [sys.executable, "-m", "sage_scheduler", "--id", "scheduler"]
+        scheduler = [sage_python(ground.environments), "-m", "sage_scheduler", "--id", "scheduler"]
         return _plan(
             self.name,
             ground,
             self.bus,
             [
                 Launch("scheduler", scheduler, environment=environment),
-                _worker("worker", workloads.MODEL, "zero", environment),
-                _worker("paced-worker", _PACED_MODEL, "paced", environment),
+                _worker(ground, "worker", workloads.MODEL, "zero", environment),
+                _worker(ground, "paced-worker", _PACED_MODEL, "paced", environment),
             ],
         )
 
@@ -122,14 +122,14 @@ class SageWhole:
         """The model that the body names decides."""
 
 
-def _worker(name: str, model: str, profile: str, environment: dict[str, str]) -> Launch:
+def _worker(ground: Ground, name: str, model: str, profile: str, environment: dict[str, str]) -> Launch:
     settings = {
         "SAGE_LLM_WORKER__ENGINE": "emulated",
         "SAGE_LLM_WORKER__SERVED_NAME": model,
         "SAGE_LLM_WORKER__EMULATED__PROFILE": profile,
         "SAGE_LLM_WORKER__MAX_SEQUENCES": _MAX_SEQUENCES,
     }
-    command = [sys.executable, str(PEERS / "stamping_worker.py"), "--id", name]
+    command = [sage_python(ground.environments), str(PEERS / "stamping_worker.py"), "--id", name]
     return Launch(name, command, environment=environment | settings)
 
 
@@ -150,7 +150,7 @@ def _plan(name: str, ground: Ground, bus: Bus, behind: list[Launch], quota: str 
     settings = {"SAGE_GATEWAY__PORT": str(port), "SAGE_GATEWAY__KEYS_FILE": str(keys)}
     gateway = Launch(
         "gateway",
-        [sys.executable, "-m", "sage_gateway", "--id", "gateway"],
+        [sage_python(ground.environments), "-m", "sage_gateway", "--id", "gateway"],
         is_gateway=True,
         environment=_environment(name, ground, bus) | settings,
     )

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,12 +43,28 @@ def main() -> int:
         if "site-packages" not in location:
             print(f"FAILED {name} was imported from {location}")
             failed += 1
+    failed += 0 if is_compiled() else 1
     if importlib.util.find_spec("torch") is not None:
         print("FAILED torch was installed on a gateway host")
         failed += 1
     failed += 0 if answers() else 1
-    print(f"{3 - min(failed, 3)} passed, {min(failed, 3)} failed")
+    print(f"{4 - min(failed, 4)} passed, {min(failed, 4)} failed")
     return failed
+
+
+def is_compiled() -> bool:
+    """Every module that is to be compiled is."""
+    paths = [Path(line) for line in Path("modules.txt").read_text().splitlines() if not line.startswith("#")]
+    interpreted = [
+        name
+        for name in (
+            re.sub(r".*/(?=sage_[a-z]+/)", "", str(path.with_suffix(""))).replace("/", ".") for path in paths
+        )
+        if not str(importlib.import_module(name).__file__).endswith(".so")
+    ]
+    if interpreted:
+        print(f"FAILED {len(interpreted)} of {len(paths)} modules are not compiled: {', '.join(interpreted)}")
+    return not interpreted
 
 
 def answers() -> bool:

@@ -93,7 +93,7 @@ class BodyDecoder(Generic[B]):
         self._kind = kind
         self._unsupported = dict(unsupported or {})
         names = {field.encode_name for field in msgspec.structs.fields(kind)}
-        self._known = frozenset(names) | no_effect | self._unsupported.keys()
+        self._known = frozenset((*names, *no_effect, *self._unsupported))
         # Counting unknown fields needs their names, which would double the cost of decoding. A body of known ones,
         # nearly every one there is, passes a twin that refuses others.
         twin = msgspec.defstruct(

@@ -42,6 +42,8 @@ class RequestReader:
     be read. `head_bytes` is what has arrived of a head that is not complete.
     """
 
+    __deletable__ = ("_parser",)  # mypyc asks for it
+
     __slots__ = (
         "_connection",
         "_headers",
