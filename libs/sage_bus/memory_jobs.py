@@ -19,6 +19,7 @@ _DEDUPLICATION_SECONDS = 120.0
 
 @dataclass(eq=False, slots=True)
 class _Stored:
+    sequence: int
     job_id: str
     payload: bytes
     headers: Mapping[str, str]
@@ -37,6 +38,7 @@ class MemoryJobs:
     max_queued: int
     ready: deque[_Stored] = field(default_factory=deque)
     num_stored: int = 0
+    last_sequence: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     feeds: list[MemoryJobFeed] = field(default_factory=list)
     seen: dict[str, float] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class MemoryJobs:
             raise Overloaded(f"the job queue holds {self.num_stored} jobs", retry_after=1.0)
         self.seen[job_id] = now
         self.num_stored += 1
-        self.ready.append(_Stored(job_id, payload, headers))
+        self.last_sequence += 1
+        self.ready.append(_Stored(self.last_sequence, job_id, payload, headers))
         self.wake()
 
     def wake(self) -> None:
@@ -139,6 +142,11 @@ class MemoryJob:
     def num_delivered(self) -> int:
         """See `Job.num_delivered`."""
         return self._num_delivered
+
+    @property
+    def sequence(self) -> int:
+        """See `Job.sequence`."""
+        return self._stored.sequence
 
     async def ack(self) -> None:
         """See `Job.ack`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sage_cli.exits import CommandFailed
 from sage_cli.openai_stream import AnswerEnd, AnswerText, ChatEndpoint, SourceList, SourcePart
-from sage_cli.runtime import Instance
+from sage_cli.runtime import Instance, gateway_of
 from sage_cli.terminal import err, out
 
 __all__ = ["Answer", "ask_documents", "converse", "say_once", "show_sources", "stream_answer"]
@@ -114,7 +114,7 @@ async def ask_documents(
     instance: Instance, model: str, question: str, *, collection: str, is_traced: bool, api_key: str | None
 ) -> Answer:
     """Ask a pipeline, show answer, sources and, where asked for, the stages of its trace."""
-    async with ChatEndpoint(instance.gateway_url, api_key) as endpoint:
+    async with ChatEndpoint(gateway_of(instance), api_key) as endpoint:
         answer = await stream_answer(
             endpoint,
             model,

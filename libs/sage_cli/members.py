@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +24,7 @@ __all__ = [
     "Choices",
     "actor_command",
     "actor_environment",
+    "check_kinds",
     "in_own_words",
     "kinds_without",
     "members",
@@ -71,10 +72,16 @@ class Choices:
 
 def kinds_without(without: tuple[str, ...]) -> tuple[str, ...]:
     """Return the kinds to start. Raises ConfigurationError for a kind that does not exist."""
-    for kind in without:
-        if kind not in KINDS:
-            raise ConfigurationError(f"--without is {kind!r}; expected one of {', '.join(KINDS)}")
+    check_kinds("--without", without)
     return tuple(kind for kind in KINDS if kind not in without)
+
+
+def check_kinds(option: str, kinds: Iterable[str]) -> list[str]:
+    """Return `kinds`, given as `option`. Raises ConfigurationError for a kind that does not exist."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigurationError(f"{option} is {kind!r}; expected one of {', '.join(KINDS)}")
+    return list(kinds)
 
 
 def members(kinds: tuple[str, ...], workers: tuple[EmulatedWorker, ...] = ()) -> tuple[Member, ...]:

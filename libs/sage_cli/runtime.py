@@ -1,5 +1,7 @@
 """The runtime file of an instance: who runs, where its bus and gateway are. A lock tells a live one from a stale one.
 
+`find_site` also finds a cluster, which has no such file: the settings name its bus.
+
 `instance.json` holds a secret (the bus URL carries a token) and is readable by the user alone. The lock is held by
 `sage up` for as long as it lives; the kernel releases it after `kill -9`, so no process id is ever trusted.
 """
@@ -13,23 +15,32 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from sage_cli.exits import Exit, fail
-from sage_core import ConfigurationError, Paths
+from sage_cli.members import KINDS
+from sage_core import BusSettings, ConfigurationError, Paths, ServiceSettings, load_settings
+from sage_wire.subjects import pool_token
 
 __all__ = [
+    "DEFAULT_NAME",
     "Instance",
+    "cluster_bus",
     "find_instance",
+    "find_site",
+    "gateway_of",
     "hold_lock",
     "is_running",
     "own_instance",
     "private_folder",
+    "public_address",
     "remove",
     "write",
 ]
 
+DEFAULT_NAME: Final = "default"
 _FILE = "instance.json"
 _LOCK = "instance.lock"
 _PROBE_TIME = 0.3
@@ -37,7 +48,11 @@ _PROBE_TIME = 0.3
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """What `sage up` tells the other commands. `started` is Unix seconds."""
+    """What `sage up` tells the other commands. `started` is Unix seconds.
+
+    Of a cluster, `kinds` are those expected to be ready, `pid` and `started` are 0, and `gateway_url` is empty unless
+    `OPENAI_BASE_URL` names one.
+    """
 
     name: str
     pid: int
@@ -45,6 +60,7 @@ class Instance(msgspec.Struct, frozen=True):
     gateway_url: str
     started: float
     kinds: list[str]
+    is_cluster: bool = False
 
 
 def private_folder(folder: Path) -> Path:
@@ -160,6 +176,48 @@ def find_instance(name: str, *, wait: float = 0.0) -> Instance:
                 Exit.NOT_RUNNING,
             )
         time.sleep(0.1)
+
+
+def find_site(name: str, *, wait: float = 0.0) -> Instance:
+    """Return the cluster whose bus the settings name (`SAGE_BUS__URL`, or `[bus] url` in the file `SAGE_CONFIG`).
+
+    Where they name none, or `name` is not the default, it is `find_instance`.
+    """
+    bus = cluster_bus() if name == DEFAULT_NAME else None
+    if bus is None:
+        return find_instance(name, wait=wait)
+    address = public_address(bus.url)
+    gateway_url = os.environ.get("OPENAI_BASE_URL", "").rstrip("/").removesuffix("/v1")
+    return Instance(
+        name=f"cluster-{pool_token(address)}",
+        pid=0,
+        bus_url=address,
+        gateway_url=gateway_url,
+        started=0.0,
+        kinds=list(KINDS),
+        is_cluster=True,
+    )
+
+
+def cluster_bus() -> BusSettings | None:
+    """Return the `[bus]` settings of environment and file; None where neither names a URL."""
+    bus = load_settings(ServiceSettings).bus
+    return bus if "url" in bus.model_fields_set else None
+
+
+def public_address(bus_url: str) -> str:
+    """Return host and port of each server in `bus_url`, without the secrets that it may carry."""
+    return ",".join(each.strip().rpartition("://")[2].rpartition("@")[2] for each in bus_url.split(","))
+
+
+def gateway_of(instance: Instance) -> str:
+    """Return the URL of the gateway. Fails with status 2 for a cluster where none is named."""
+    if not instance.gateway_url:
+        fail(
+            "which gateway of the cluster to ask is not known; set OPENAI_BASE_URL, e.g. http://gateway-host:8080/v1",
+            Exit.USAGE,
+        )
+    return instance.gateway_url
 
 
 def _name_option(name: str) -> str:

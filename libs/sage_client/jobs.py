@@ -10,7 +10,8 @@ import msgspec
 
 from sage_bus import Bus, Entry, JobQueue, KeyValue
 from sage_core import Budget, Conflict, DeadlineExceeded, NotFound
-from sage_wire import decode, encode, subjects
+from sage_telemetry import current_traceparent
+from sage_wire import CallHeaders, decode, encode, subjects
 from sage_wire.messages import JOB_STATE_SECONDS, JobState, JobStatus, SubmitJob
 
 __all__ = ["FINAL_STATUSES", "JobClient"]
@@ -29,8 +30,8 @@ class JobClient:
     async def submit(self, job: SubmitJob) -> JobState:
         """Store `job` durably and return its state; it runs even if every process dies now.
 
-        The same `job_id` again is the same job. Raises Overloaded where the queue is full, BusUnavailable where
-        nothing confirmed it: submit it again then.
+        The same `job_id` again is the same job. It is traced under the caller's current span. Raises Overloaded where
+        the queue is full, BusUnavailable where nothing confirmed it: submit it again then.
         """
         if self._queue is None:
             self._queue = await self._bus.job_queue(subjects.JOBS_STREAM, subjects.JOBS_SUBMIT)
@@ -38,7 +39,8 @@ class JobClient:
         existing = await bucket.get(job.job_id)
         if existing is not None and existing.value is not None:
             return decode(JobState, existing.value)
-        await self._queue.submit(job.job_id, encode(job))
+        headers = CallHeaders(traceparent=current_traceparent()).encode()
+        await self._queue.submit(job.job_id, encode(job), headers)
         state = JobState(job_id=job.job_id, status=JobStatus.QUEUED, pipeline=job.run.pipeline)
         try:
             await bucket.create(job.job_id, encode(state))

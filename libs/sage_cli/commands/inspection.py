@@ -31,11 +31,11 @@ def trace(
 
     Example:  sage trace 4bf92f3577b34da6a3ce929d0e0e4736
     """
-    from sage_cli.runtime import find_instance
+    from sage_cli.runtime import find_site
     from sage_cli.span_search import find_spans
     from sage_cli.traces import lay_out, total_ms, trace_table
 
-    spans = asyncio.run(find_spans(find_instance(name), trace_id))
+    spans = asyncio.run(find_spans(find_site(name), trace_id))
     if not spans:
         fail(f"no actor remembers spans of {trace_id!r}; only recent, sampled requests are kept")
     if as_json:
@@ -67,10 +67,10 @@ def explain(
     Example:  sage explain chatcmpl-0123456789abcdef
     """
     from sage_cli.receipts import receipt_text
-    from sage_cli.runtime import find_instance
+    from sage_cli.runtime import find_site
     from sage_cli.span_search import find_receipts
 
-    receipts = asyncio.run(find_receipts(find_instance(name), request_id))
+    receipts = asyncio.run(find_receipts(find_site(name), request_id))
     if not receipts:
         fail(f"no scheduler remembers request {request_id!r}; only the latest decisions are kept")
     if as_json:

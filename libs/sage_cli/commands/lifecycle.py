@@ -106,29 +106,47 @@ def status(
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Wait until every actor is ready, at most this long."),
     ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of actor that must be ready; once more for a second one.",
+            show_default="what `sage up` started; one of each in a cluster",
+        ),
+    ] = None,
 ) -> None:
-    """Show the actors of a running instance.
+    """Show hosts, actors, versions, models, health.
 
+    Of the instance of this machine, or of the cluster whose bus SAGE_BUS__URL or `[bus] url` in SAGE_CONFIG names.
     Exits with 3 where nothing runs, 4 where it is not ready in time.
 
     Example:  sage status --wait-ready 60 --json
     """
-    from sage_cli.runtime import find_instance
+    import msgspec
+
+    from sage_cli.members import check_kinds
+    from sage_cli.runtime import find_site
     from sage_cli.status import observe, report, status_table
 
     deadline = time.monotonic() + (wait_ready or 0.0)
-    instance = find_instance(name, wait=wait_ready or 0.0)
+    instance = find_site(name, wait=wait_ready or 0.0)
+    if expect:
+        instance = msgspec.structs.replace(instance, kinds=check_kinds("--expect", expect))
     found = asyncio.run(observe(instance, wait_ready=max(0.0, deadline - time.monotonic())))
     if as_json:
         print_json(report(instance, found))
     else:
         out.print(status_table(instance, found))
-    missing = found.missing(instance.kinds)
+    missing = [*found.missing(instance.kinds), *(f"a leader of {pool}" for pool in found.unled())]
     if wait_ready is not None and missing:
-        fail(
-            f"not ready after {wait_ready:g} s: {', '.join(missing)}; see `sage logs {missing[0]}`",
-            Exit.NOT_READY,
+        where = (
+            f"; see `sage logs {missing[0]}`"
+            if missing[0] in instance.kinds and not instance.is_cluster
+            else ""
         )
+        fail(f"not ready after {wait_ready:g} s: {', '.join(missing)}{where}", Exit.NOT_READY)
+    if instance.is_cluster and not found.actors:
+        fail(f"no actor is heard on the bus at {instance.bus_url}", Exit.NOT_RUNNING)
 
 
 def logs(

@@ -33,9 +33,9 @@ def chat(
     Example:  sage chat "Which actors does SAGE have?" --model pipeline/rag-docs
     """
     from sage_cli.conversation import converse, say_once
-    from sage_cli.runtime import find_instance
+    from sage_cli.runtime import find_site, gateway_of
 
-    gateway_url = find_instance(name).gateway_url
+    gateway_url = gateway_of(find_site(name))
     if prompt is not None:
         text = sys.stdin.read() if prompt == "-" else prompt
         asyncio.run(say_once(gateway_url, model, text, max_tokens=max_tokens, api_key=api_key))
@@ -61,7 +61,7 @@ def index(
     Example:  sage index /usr/share/doc --collection debian
     """
     from sage_cli.indexing import run_index
-    from sage_cli.runtime import find_instance
+    from sage_cli.runtime import find_site
     from sage_core.units import parse_bytes
 
     for place in places:
@@ -71,7 +71,7 @@ def index(
         limit = parse_bytes(max_bytes)
     except ValueError as error:
         fail(f"--max-bytes: {error}", Exit.USAGE)
-    instance = find_instance(name)
+    instance = find_site(name)
     summary = asyncio.run(
         run_index(
             instance,
@@ -105,10 +105,10 @@ def ask(
     Example:  sage ask "How does SAGE notice a dead worker?" --trace
     """
     from sage_cli.conversation import ask_documents
-    from sage_cli.runtime import find_instance
+    from sage_cli.runtime import find_site
 
     asyncio.run(
         ask_documents(
-            find_instance(name), model, question, collection=collection, is_traced=trace, api_key=api_key
+            find_site(name), model, question, collection=collection, is_traced=trace, api_key=api_key
         )
     )

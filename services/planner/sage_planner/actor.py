@@ -19,6 +19,7 @@ from sage_planner.pools import PoolDirectory
 from sage_planner.settings import PlannerSection
 from sage_telemetry import current_traceparent
 from sage_wire.messages import BATCH_CLASS, Event, RunPipeline, ServedModel
+from sage_wire.roles import Role
 from sage_worker import Assigned, Worker
 
 __all__ = ["PlannerActor"]
@@ -40,6 +41,7 @@ class PlannerActor(Worker):
         self._port = RequestPort(
             context.bus,
             consumer_id=f"{context.actor_id}-{context.epoch}",
+            role=Role.PLANNER,
             clock=context.clock,
             roster=self._roster,
         )

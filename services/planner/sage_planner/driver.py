@@ -124,6 +124,8 @@ class RunDriver:
     _tasks: dict[str, _NodeTask] = field(default_factory=dict)
     _ended: set[asyncio.Task[None]] = field(default_factory=set)
     _started: dict[str, float] = field(default_factory=dict)
+    _spans: dict[str, str] = field(default_factory=dict)
+    """The span of each node's latest attempt, where it is recorded."""
 
     def cancel(self, reason: str) -> None:
         """End the run; `events` raises Cancelled. No effect after its end."""
@@ -213,8 +215,13 @@ class RunDriver:
                 semconv.ATTEMPT: attempt,
             }
             span = start_span(
-                f"{semconv.SPAN_NODE} {node_id}", parent=self.origin.traceparent, attributes=attributes
+                f"{semconv.SPAN_NODE} {node_id}",
+                parent=self.origin.traceparent,
+                attributes=attributes,
+                retry_of=self._spans.get(node_id),
             )
+            if span.is_recording and span.traceparent is not None:
+                self._spans[node_id] = span.traceparent
             with span:
                 value = await self._value(command, budget, span.traceparent)
         except SageError as error:

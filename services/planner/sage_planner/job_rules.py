@@ -14,10 +14,11 @@ from typing import Final
 import msgspec
 
 from sage_core import Internal, SageError
-from sage_wire.messages import JobState, JobStatus, SubmitJob, WireError
+from sage_wire.messages import Hit, JobState, JobStatus, SubmitJob, WireError
 
 __all__ = [
     "FINAL",
+    "Discard",
     "GiveUp",
     "RunJob",
     "Settle",
@@ -57,7 +58,12 @@ class Settle:
     state: JobState
 
 
-Verdict = RunJob | GiveUp | Settle
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """An earlier message of the queue is the same job and still holds it: acknowledge this one, change nothing."""
+
+
+Verdict = RunJob | GiveUp | Settle | Discard
 
 
 def is_job_id(text: str) -> bool:
@@ -71,12 +77,19 @@ def on_delivery(
     *,
     planner_id: str,
     num_delivered: int,
+    sequence: int,
     max_attempts: int,
     num_nodes: int,
 ) -> Verdict:
-    """Decide what a delivery means. A job that another planner runs is taken over: its ack wait has passed."""
+    """Decide what a delivery means. A job that another planner runs is taken over: its ack wait has passed.
+
+    Not so where the job was submitted again after the queue forgot its id: taking over, the two messages would end
+    each other's runs until both are given up. `sequence` is the message's number in the queue.
+    """
     if stored is not None and stored.status in FINAL:
         return Settle(stored)
+    if stored is not None and 0 < stored.queue_sequence < sequence:
+        return Discard()
     attempt = max(num_delivered, stored.attempt + 1 if stored is not None else 1)
     if num_delivered > max_attempts:
         last = stored.error if stored is not None else None
@@ -94,7 +107,9 @@ def on_delivery(
             attempt=attempt,
             planner_id=planner_id,
             num_nodes=num_nodes,
+            queue_sequence=sequence,
             error=stored.error if stored is not None else None,
+            traceparent=stored.traceparent if stored is not None else None,
         )
     )
 
@@ -104,13 +119,14 @@ def progressed(state: JobState, num_nodes_done: int) -> JobState:
     return msgspec.structs.replace(state, num_nodes_done=num_nodes_done)
 
 
-def succeeded(state: JobState, text: str, value: msgspec.Raw) -> JobState:
+def succeeded(state: JobState, text: str, value: msgspec.Raw, sources: list[Hit]) -> JobState:
     """Return the final state of a job that has its result."""
     return msgspec.structs.replace(
         state,
         status=JobStatus.SUCCEEDED,
         text=text,
         value=value,
+        sources=sources,
         error=None,
         num_nodes_done=state.num_nodes,
     )

@@ -8,12 +8,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from sage_bus import Bus, Entry, Feed, Job, JobQueue, KeyValue
 from sage_core import BadRequest, Budget, Cancelled, Clock, Conflict, Internal, SageError, SystemClock
 from sage_pipeline import Plan
 from sage_planner.driver import Origin, RunDriver
 from sage_planner.job_rules import (
     FINAL,
+    Discard,
     GiveUp,
     RunJob,
     Settle,
@@ -35,6 +38,7 @@ from sage_wire.messages import (
     JOB_STATE_SECONDS,
     NO_VALUE,
     Annotated,
+    Hit,
     JobState,
     JobStatus,
     Output,
@@ -192,11 +196,16 @@ class JobPuller:
                 submitted,
                 planner_id=self._planner_id,
                 num_delivered=job.num_delivered,
+                sequence=job.sequence,
                 max_attempts=self._settings.job_max_attempts,
                 num_nodes=len(plan.steps) if plan is not None else 0,
             )
             if isinstance(verdict, Settle):
                 return await self._settle(job, verdict.state)
+            if isinstance(verdict, Discard):
+                log.info("job_submitted_again", job_id=submitted.job_id)
+                await job.ack()
+                return "discarded"
             state = verdict.state
             if isinstance(verdict, RunJob) and refusal is not None:
                 state = failed(state, refusal)
@@ -213,11 +222,23 @@ class JobPuller:
     ) -> str:
         parent = CallHeaders.decode(job.headers).traceparent
         span = start_span(
-            "job",
+            semconv.SPAN_JOB,
             parent=parent,
             kind="consumer",
-            attributes={semconv.JOB_ID: state.job_id, semconv.ATTEMPT: state.attempt},
+            attributes={
+                semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
+                semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_JOB,
+                semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_PROCESS,
+                semconv.MESSAGING_DESTINATION_NAME: subjects.JOBS_STREAM,
+                semconv.JOB_ID: state.job_id,
+                semconv.ATTEMPT: state.attempt,
+                semconv.PIPELINE: state.pipeline,
+                semconv.TENANT: submitted.tenant,
+            },
+            retry_of=state.traceparent,
         )
+        # The next write stores it: a run that takes this job over links to this one.
+        state = msgspec.structs.replace(state, traceparent=span.traceparent if span.is_recording else None)
         log.info("job_started", job_id=state.job_id, pipeline=state.pipeline, attempt=state.attempt)
         with span:
             origin = Origin(submitted.tenant, slo_class=BATCH_CLASS, traceparent=span.traceparent)
@@ -231,6 +252,8 @@ class JobPuller:
             try:
                 final = await self._outcome(running, store)
                 await self._write_final(running, store, final)
+                if final.error is not None:
+                    span.fail(final.error.raised())
             except asyncio.CancelledError:
                 await self._give_back(running, store)
                 raise
@@ -252,6 +275,7 @@ class JobPuller:
     async def _outcome(self, running: _Running, store: JobStore) -> JobState:
         """Run the pipeline and return the state that follows; progress is written on the way."""
         texts: list[str] = []
+        sources: list[Hit] = []
         value = NO_VALUE
         num_done = 0
         try:
@@ -262,6 +286,8 @@ class JobPuller:
                             texts.append(text)
                         case Output(value=found):
                             value = found
+                        case Annotated(sources=found_sources) if found_sources:
+                            sources = found_sources
                         case Annotated(stage=str()):
                             num_done += 1
                             if num_done < running.state.num_nodes:
@@ -272,7 +298,7 @@ class JobPuller:
             return failed(running.state, error)
         except SageError as error:
             return self._after_failure(running, error)
-        return succeeded(running.state, "".join(texts), value)
+        return succeeded(running.state, "".join(texts), value, sources)
 
     def _after_failure(self, running: _Running, error: SageError) -> JobState:
         if not error.retryable:

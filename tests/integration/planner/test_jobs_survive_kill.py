@@ -7,18 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nats
 import pytest
+from nats.js import JetStreamContext
+from nats.js.api import StreamState
 
 from sage_bus import Bus, JobQueue, connect
 from sage_bus.testing import NatsServer
 from sage_client import JobClient
 from sage_core import BusSettings
 from sage_wire import decode, encode, subjects
-from sage_wire.messages import Document, Indexed, JobState, JobStatus, RunPipeline, SubmitJob
+from sage_wire.messages import Document, Indexed, JobStatus, RunPipeline, SubmitJob
 
 pytestmark = pytest.mark.integration
 
@@ -121,31 +124,120 @@ async def test_kill_9_again_and_again_loses_no_job_and_gives_each_one_result(sit
     assert all(decode(Indexed, state.value).num_chunks >= 3 for state in states)
 
 
-async def until_empty(site: Site) -> None:
-    """Wait until JetStream itself says that the work queue holds nothing."""
+@asynccontextmanager
+async def jetstream(site: Site) -> AsyncIterator[JetStreamContext]:
+    """Ask JetStream itself, by its own client."""
     peer = await nats.connect(site.url)
     try:
-        async with asyncio.timeout(20):
-            while (await peer.jetstream().stream_info(subjects.JOBS_STREAM)).state.messages:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        yield peer.jetstream()
     finally:
         await peer.close()
+
+
+async def queue_state(site: Site) -> StreamState:
+    async with jetstream(site) as stream:
+        return (await stream.stream_info(subjects.JOBS_STREAM)).state
+
+
+async def forget_ids_after(site: Site, seconds: float) -> None:
+    """Let the queue tell jobs by their ids for less than two minutes."""
+    async with jetstream(site) as stream:
+        config = (await stream.stream_info(subjects.JOBS_STREAM)).config
+        await stream.update_stream(config.evolve(duplicate_window=seconds))
+
+
+async def until_empty(site: Site) -> None:
+    async with asyncio.timeout(20):
+        while (await queue_state(site)).messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+class Wire:
+    """A way to the server that falls silent once `last` has gone up: that arrives, and its answer does not."""
+
+    def __init__(self, url: str, last: bytes) -> None:
+        self._host, self._port = url.removeprefix("nats://").rsplit(":", 1)
+        self._last = last
+        self.is_cut = asyncio.Event()
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(self._host, int(self._port))
+        try:
+            await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+        except ConnectionError:
+            pass  # one side was killed
+        finally:
+            writer.close()
+            up_writer.close()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        recent = b""
+        while data := await reader.read(65536):
+            if self.is_cut.is_set():
+                continue
+            recent = (recent + data)[-65536:]
+            if self._last in recent:
+                self.is_cut.set()
+            writer.write(data)
+        writer.close()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not self.is_cut.is_set():
+                writer.write(data)
 
 
 async def test_killed_between_result_and_ack_the_job_is_only_acknowledged(site: Site) -> None:
     client = site.client
     await client.submit(index_job("j1"))
-    bucket = await site.bus.key_value(subjects.JOBS_BUCKET)
-    entry = await bucket.get("j1")
-    assert entry is not None
-    done = JobState(job_id="j1", status=JobStatus.SUCCEEDED, pipeline="index-docs", text="the first result")
-    await bucket.update("j1", encode(done), entry.revision)
+    async with Wire(site.url, last=b"succeeded") as wire:
+        victim = await start_puller(Site(wire.url, site.bus, client), "victim")
+        await asyncio.wait_for(wire.is_cut.wait(), 20)
+        first = await client.wait("j1", 20)
+        os.kill(victim.pid, signal.SIGKILL)
+        await victim.wait()
+    assert (await queue_state(site)).messages == 1, "the result is stored, the job is not acknowledged"
     heir = await start_puller(site, "heir")
     try:
         await until_empty(site)
     finally:
         await stop(heir)
-    assert (await client.state("j1")).text == "the first result"
+    assert (first.status, first.planner_id, first.attempt) == (JobStatus.SUCCEEDED, "victim", 1)
+    assert await client.state("j1") == first
+
+
+async def test_submitted_again_after_the_queue_forgot_its_id_a_job_still_runs_once(site: Site) -> None:
+    client, queue = site.client, await open_queue(site.bus)
+    await client.submit(index_job("j1"))
+    await forget_ids_after(site, 0.1)
+    victim = await start_puller(site, "victim", mode="hang")
+    await until_running(client, "j1", "victim")
+    await asyncio.sleep(0.2)
+    await queue.submit("j1", encode(index_job("j1")))
+    async with asyncio.timeout(20):
+        # Two were stored, one is left.
+        while ((found := await queue_state(site)).last_seq, found.messages) != (2, 1):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    state = await client.state("j1")
+    assert (state.status, state.attempt) == (JobStatus.RUNNING, 1)
+    os.kill(victim.pid, signal.SIGKILL)
+    await victim.wait()
+    heir = await start_puller(site, "heir")
+    try:
+        state = await client.wait("j1", 30)
+        await until_empty(site)
+    finally:
+        await stop(heir)
+    assert (state.status, state.planner_id, state.attempt) == (JobStatus.SUCCEEDED, "heir", 2)
 
 
 async def test_cancel_reaches_a_running_job(site: Site) -> None:

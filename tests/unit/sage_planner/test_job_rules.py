@@ -6,6 +6,7 @@ import pytest
 
 from sage_core import Overloaded, WorkerLost
 from sage_planner.job_rules import (
+    Discard,
     GiveUp,
     RunJob,
     Settle,
@@ -24,8 +25,16 @@ def state(status: JobStatus, **fields: object) -> JobState:
     return JobState(job_id="j1", status=status, pipeline="rag-docs", **fields)  # type: ignore[arg-type]
 
 
-def delivered(stored: JobState | None, num_delivered: int = 1) -> Verdict:
-    return on_delivery(stored, JOB, planner_id="p2", num_delivered=num_delivered, max_attempts=3, num_nodes=5)
+def delivered(stored: JobState | None, num_delivered: int = 1, sequence: int = 7) -> Verdict:
+    return on_delivery(
+        stored,
+        JOB,
+        planner_id="p2",
+        num_delivered=num_delivered,
+        sequence=sequence,
+        max_attempts=3,
+        num_nodes=5,
+    )
 
 
 @pytest.mark.parametrize("stored", [None, state(JobStatus.QUEUED), state(JobStatus.RUNNING, planner_id="p1")])
@@ -51,6 +60,17 @@ def test_each_run_of_a_job_has_its_own_attempt() -> None:
     verdict = delivered(state(JobStatus.RUNNING, attempt=4), 2)
     assert isinstance(verdict, RunJob)
     assert verdict.state.attempt == 5
+
+
+@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
+def test_a_job_belongs_to_the_first_message_that_brought_it(status: JobStatus) -> None:
+    first = state(status, attempt=1, planner_id="p1", queue_sequence=7)
+    assert delivered(first, sequence=8) == Discard()
+    again = delivered(first, 2, sequence=7)
+    assert isinstance(again, RunJob)
+    assert again.state.queue_sequence == 7
+    # An operator made the queue anew: its numbers begin again.
+    assert isinstance(delivered(first, sequence=1), RunJob)
 
 
 def test_a_job_that_killed_every_planner_is_failed_without_being_run() -> None:

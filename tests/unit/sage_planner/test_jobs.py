@@ -106,7 +106,7 @@ async def test_a_job_runs_to_its_result_and_leaves_the_queue() -> None:
     assert (states[-1].num_nodes_done, states[-1].num_nodes) == (4, 4)
 
 
-async def test_the_text_of_an_answer_is_kept() -> None:
+async def test_the_text_of_an_answer_is_kept_with_its_sources() -> None:
     broker, pools = MemoryBroker(), small_cluster()
     client = JobClient(broker.connect("client"))
     ask = RunPipeline(pipeline="rag-docs", messages=[ChatMessage(role="user", content="two lines")])
@@ -116,6 +116,10 @@ async def test_the_text_of_an_answer_is_kept() -> None:
         await client.submit(SubmitJob(job_id="j2", run=ask))
         state = await client.wait("j2", 5)
     assert (state.status, state.text) == (JobStatus.SUCCEEDED, "TWO LINES")
+    assert [(hit.source, hit.text) for hit in state.sources] == [
+        ("a.txt", "Two lines."),
+        ("a.txt", "One line."),
+    ]
 
 
 async def test_a_job_nobody_registered_is_run_too() -> None:
@@ -358,6 +362,34 @@ async def test_a_redelivered_job_that_is_final_is_only_acknowledged() -> None:
         await until(lambda: num_left(broker) == 0)
     assert (await client.state("j1")).text == "kept"
     assert pools.streams == []
+
+
+async def test_a_job_submitted_again_while_it_runs_is_run_once() -> None:
+    """The queue tells a second submit by its id for two minutes; a job may run for longer."""
+    broker, pools = MemoryBroker(), small_cluster()
+    inner, go_on = pools._handlers["minilm"], asyncio.Event()
+
+    async def wait(work: Work) -> AsyncIterator[Event]:
+        await go_on.wait()
+        async for event in inner(work):
+            yield event
+
+    pools.serve("minilm", wait)
+    queue = await open_queue(broker)
+    job = encode(SubmitJob(job_id="j1", run=INDEX))
+    made = [puller(broker, pools, name) for name in ("planner-1", "planner-2")]
+    watching = asyncio.create_task(states_of(broker, "j1", lambda state: state.status is JobStatus.SUCCEEDED))
+    await queue.submit("j1", job)
+    async with pulling(made[0]), pulling(made[1]):
+        await states_of(broker, "j1", lambda state: state.num_nodes_done == 2)
+        broker.jobs[subjects.JOBS_STREAM].seen.clear()
+        await queue.submit("j1", job)
+        await until(lambda: num_left(broker) == 1)
+        go_on.set()
+        states = await watching
+        await until(lambda: num_left(broker) == 0)
+    assert {state.attempt for state in states} == {1}
+    assert len(pools.works("operator/split")) == 1
 
 
 async def test_jobs_run_side_by_side_up_to_the_limit() -> None:
