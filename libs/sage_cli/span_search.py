@@ -47,7 +47,8 @@ async def find_spans(instance: Instance, name: str) -> list[Span]:
 
 
 async def _ask_all(bus: Bus, instance: Instance, message: FindSpans) -> list[Span]:
-    replies = await _gather(bus, subjects.every("find_spans"), message, FoundSpans, len(instance.kinds))
+    max_replies = None if instance.is_cluster else len(instance.kinds)
+    replies = await _gather(bus, subjects.every("find_spans"), message, FoundSpans, max_replies)
     return [span for reply in replies for span in reply.spans]
 
 
@@ -71,7 +72,7 @@ async def find_receipts(instance: Instance, name: str) -> list[Receipt]:
 
 
 async def _receipts_of(bus: Bus, instance: Instance, request_id: str) -> list[Receipt]:
-    """Return the receipts of those that have one; nobody knows how many stand by beside the instance's own."""
+    """Return the receipts of those that have one; nobody knows how many stand by beside those expected."""
     num_schedulers = max(1, instance.kinds.count("scheduler"))
     message = FindReceipt(request_id=request_id)
     for max_replies in (num_schedulers, None):

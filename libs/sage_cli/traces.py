@@ -17,7 +17,7 @@ _MAX_DEPTH = 40
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One line of the table: all spans of one name under one parent line.
+    """One line of the table: all spans of one name under one parent line; attempts made again have one of their own.
 
     `start_ms` counts from the trace's first span; with several hosts it is as good as their clocks. `self_ms` is the
     part of `total_ms` that no child covers.
@@ -61,7 +61,8 @@ def _lay_out_level(
 ) -> None:
     groups: dict[tuple[str, str], list[Span]] = collections.defaultdict(list)
     for span in sorted(level, key=lambda each: (each.start_ns, each.span_id)):
-        groups[span.name, span.service].append(span)
+        name = f"{span.name} (retry)" if span.links else span.name
+        groups[name, span.service].append(span)
     for (name, service), group in groups.items():
         below = [child for span in group for child in children.get(span.span_id, [])]
         stages.append(

@@ -43,6 +43,7 @@ from sage_wire.messages import (
     Vectors,
     Work,
 )
+from sage_wire.roles import Role
 
 __all__ = ["ChatResult", "Messages", "SamplingOptions", "UnifiedInferenceClient"]
 
@@ -87,20 +88,23 @@ class ChatResult:
 class UnifiedInferenceClient:
     """Chat, embed, rerank and retrieve on a SAGE cluster. Use as `async with UnifiedInferenceClient(url) as client`.
 
-    Takes a bus, which stays the caller's, or the URL of a NATS server, to which it holds a connection of its own.
+    Takes a bus, which stays the caller's, or the URL of a NATS server or the settings of a bus, to which it holds a
+    connection of its own. `role` is whose rights are used.
     `budget` in seconds bounds each call that names none. Calls raise SageError: NotFound for unknown names,
     Overloaded with `retry_after`, DeadlineExceeded, Unavailable, BadRequest. Cancelling a call cancels its work.
     """
 
     def __init__(
         self,
-        bus: Bus | str,
+        bus: Bus | BusSettings | str,
         *,
         budget: float = 60.0,
         tenant: str = "default",
+        role: Role = Role.OPERATOR,
         clock: Clock | None = None,
     ) -> None:
         self._given = bus
+        self._role = role
         self._budget = budget
         self._tenant = tenant
         self._clock = clock or SystemClock()
@@ -112,15 +116,16 @@ class UnifiedInferenceClient:
         """Connect and learn who is there. Raises BusUnavailable where there is no server."""
         async with AsyncExitStack() as exits:
             name = new_id("client")
-            if isinstance(self._given, str):
-                bus: Bus = await connect(BusSettings(url=self._given), name=name)
+            given = BusSettings(url=self._given) if isinstance(self._given, str) else self._given
+            if isinstance(given, BusSettings):
+                bus: Bus = await connect(given, name=name, role=self._role)
                 exits.push_async_callback(bus.close)
             else:
-                bus = self._given
+                bus = given
             roster = Roster(bus, self._clock)
             await roster.start()
             exits.push_async_callback(roster.stop)
-            port = RequestPort(bus, consumer_id=name, clock=self._clock, roster=roster)
+            port = RequestPort(bus, consumer_id=name, role=self._role, clock=self._clock, roster=roster)
             await port.start()
             exits.push_async_callback(port.close)
             self._roster, self._port = roster, port

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from sage_client.attempt_spans import AttemptSpan
 from sage_client.request_state import RequestState
 from sage_core import SageError
 from sage_wire.messages import Event, Targets
@@ -56,6 +57,7 @@ class OpenRequest:
         "queued_at",
         "request_id",
         "sink",
+        "span",
         "state",
         "terms",
     )
@@ -70,7 +72,7 @@ class OpenRequest:
         opened_at: float,
         on_cancel: Callable[[OpenRequest, str], None],
     ) -> None:
-        """The port keeps its own notes in `pending`, `due_at`, `queued_at` and `noted_worker`."""
+        """The port keeps its own notes in `pending`, `due_at`, `queued_at`, `noted_worker` and `span`."""
         self.request_id = request_id
         self.pool = pool
         self.state = state
@@ -82,6 +84,7 @@ class OpenRequest:
         self.due_at: float | None = None
         self.queued_at: float | None = None
         self.noted_worker: str | None = None
+        self.span: AttemptSpan | None = None
         self._on_cancel = on_cancel
 
     @property

@@ -16,6 +16,7 @@ import structlog
 
 from sage_actor import Alarms, ChangeKind, Roster, RosterChange
 from sage_bus import Bus, BusEvent, Gathering, Received, Subscription
+from sage_client.attempt_spans import begin_attempt, end_attempt
 from sage_client.open_request import OpenRequest, RequestSink, Terms
 from sage_client.request_events import (
     Answered,
@@ -49,9 +50,10 @@ from sage_core import (
     Unavailable,
     new_id,
 )
-from sage_telemetry import current_traceparent
+from sage_telemetry import current_traceparent, is_sampled
 from sage_wire import decode, encode, raw, subjects
 from sage_wire.messages import Answer, Cancel, Delta, Event, Frame, Started, Submit, Targets, Work
+from sage_wire.roles import Role
 
 __all__ = ["RequestPort"]
 
@@ -90,6 +92,7 @@ class RequestPort:
         bus: Bus,
         *,
         consumer_id: str | None = None,
+        role: Role = Role.OPERATOR,
         clock: Clock | None = None,
         roster: Roster | None = None,
         rules: RetryRules | None = None,
@@ -104,7 +107,7 @@ class RequestPort:
         self._roster = roster
         self._rules = rules or RetryRules()
         self._jitter = jitter
-        self._reply_to = subjects.frames(self.consumer_id)
+        self._reply_to = subjects.frames(self.consumer_id, role)
         self._subscription: Subscription | None = None
         self._requests: dict[str, OpenRequest] = {}
         self._by_worker: dict[str, dict[str, OpenRequest]] = {}
@@ -327,6 +330,9 @@ class RequestPort:
                 pool=request.pool,
             )
         terms = request.terms
+        traceparent = terms.traceparent
+        if is_sampled(traceparent):
+            traceparent = begin_attempt(request, command.attempt, command.work, now)
         submit = Submit(
             request_id=request.request_id,
             attempt=command.attempt,
@@ -341,7 +347,7 @@ class RequestPort:
             route=terms.route,
             budget_ms=max(1, int((request.state.deadline - now) * 1000)),
             # A trace that begins here is a kind of text that no message takes.
-            traceparent=None if terms.traceparent is None else str(terms.traceparent),
+            traceparent=None if traceparent is None else str(traceparent),
         )
         self._submits.add(
             subjects.pool_submit(request.pool), encode(submit), (request.request_id, command.attempt)
@@ -414,7 +420,10 @@ class RequestPort:
             is_held = f"{request.request_id}/{request.attempt}" in announcement.in_flight
         self._handle_for([request], WorkerListed(worker_id, is_held))
 
-    def _finish(self, request: OpenRequest, command: Finish, _: float) -> None:
+    def _finish(self, request: OpenRequest, command: Finish, now: float) -> None:
+        # Before the sink is told, which may end the span that this one is in.
+        if request.span is not None:
+            end_attempt(request, command.error, now)
         del self._requests[request.request_id]
         request.is_finished = True
         self._alarms.forget(request)

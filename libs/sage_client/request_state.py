@@ -50,7 +50,7 @@ from sage_core import (
 )
 from sage_wire.messages import Completed, Delta, Failed, Started, Work
 
-__all__ = ["Phase", "RequestState", "RetryRules"]
+__all__ = ["GivenUp", "Phase", "RequestState", "RetryRules"]
 
 OUT_OF_BAND: Final = -1
 """The sequence number of a `Failed` that a scheduler sends for a worker that cannot."""
@@ -65,6 +65,15 @@ class Phase(enum.Enum):
     STARTED = "started"
     BACKOFF = "backoff"
     ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """When and why an attempt was given up, and who ran it, if anybody did."""
+
+    at: float
+    error: SageError
+    worker_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,7 @@ class RequestState:
         "_work",
         "attempt",
         "deadline",
+        "given_up",
         "phase",
         "queue_ms",
         "worker_id",
@@ -155,6 +165,8 @@ class RequestState:
         self._refused_since: float | None = None
         self._num_refused = 0
         self._timer_at: float | None = None
+        self.given_up: GivenUp | None = None
+        """The end of the attempt before the current one."""
 
     @property
     def has_delivered(self) -> bool:
@@ -221,7 +233,7 @@ class RequestState:
             return self._on_failed(event, now)
         if self.phase is Phase.STARTED:
             return _NOTHING
-        return self._again(now, self._rules.delay(0, self._jitter()))
+        return self._again(now, self._rules.delay(0, self._jitter()), event.error.raised())
 
     def _on_late(self, delta: Delta, event: object) -> Sequence[Command]:
         """Drop it; where an attempt that was given up starts after all, free its slot."""
@@ -268,7 +280,7 @@ class RequestState:
         self._num_refused += 1
         # A scheduler that answered too late holds it now.
         cancel = SendCancel(self.attempt, None, "the scheduler did not answer in time")
-        return (cancel, *self._again(now, delay))
+        return (cancel, *self._again(now, delay, error))
 
     def _on_cancel(self, event: ReaderCancelled, _: float) -> Sequence[Command]:
         return (
@@ -302,13 +314,15 @@ class RequestState:
     def _on_scheduler_gone(self, event: SchedulerGone, now: float) -> Sequence[Command]:
         if self.phase is not Phase.ACCEPTED or event.scheduler_id != self._scheduler_id:
             return _NOTHING
-        return self._again(now, self._rules.delay(0, self._jitter()))
+        error = Unavailable(f"scheduler {event.scheduler_id} is gone")
+        return self._again(now, self._rules.delay(0, self._jitter()), error)
 
     def _on_resynchronised(self, _: Resynchronised, now: float) -> Sequence[Command]:
         if self.phase in (Phase.SUBMITTED, Phase.ACCEPTED):
             # Another attempt, not the same again: of one that two workers ran, frames could not be told apart.
             cancel = SendCancel(self.attempt, None, "messages were lost")
-            return (cancel, *self._again(now, self._rules.delay(0, self._jitter())))
+            error = Unavailable("messages were lost")
+            return (cancel, *self._again(now, self._rules.delay(0, self._jitter()), error))
         if self.phase is Phase.STARTED:
             self._is_in_doubt = True
         return _NOTHING
@@ -361,7 +375,7 @@ class RequestState:
             or now + delay >= self.deadline
         ):
             return (*cancel, *self._end(self._last_word(error)))
-        return (*cancel, *self._again(now, delay))
+        return (*cancel, *self._again(now, delay, error))
 
     def _last_word(self, error: SageError) -> SageError:
         """Return what the caller is told: a `WorkerLost` would be repeated, and kill as many workers again."""
@@ -372,8 +386,9 @@ class RequestState:
             )
         return error
 
-    def _again(self, now: float, delay: float) -> Sequence[Command]:
-        """Give the current attempt up: from here on its frames are late."""
+    def _again(self, now: float, delay: float, error: SageError) -> Sequence[Command]:
+        """Give the current attempt up because of `error`: from here on its frames are late."""
+        self.given_up = GivenUp(now, error, self.worker_id)
         self.attempt += 1
         self.phase = Phase.BACKOFF
         self.worker_id = self._scheduler_id = None

@@ -10,9 +10,11 @@ from sage_telemetry.tracing import (
     is_sampled,
     new_root,
     record_span,
+    records_content,
     start_span,
     use_parent,
 )
+from sage_telemetry.works import describe_answer, describe_work
 
 __all__ = [
     "AttributeValue",
@@ -20,11 +22,14 @@ __all__ = [
     "Telemetry",
     "configure",
     "current_traceparent",
+    "describe_answer",
+    "describe_work",
     "get_logger",
     "is_sampled",
     "metrics",
     "new_root",
     "record_span",
+    "records_content",
     "semconv",
     "start_span",
     "use_parent",

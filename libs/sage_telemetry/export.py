@@ -11,10 +11,18 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from sage_core import ConfigurationError
+from sage_telemetry import metrics
 
 __all__ = ["BoundedExport", "otlp_exporter"]
 
+_EXPORTED = metrics.counter("sage_spans_exported", "Spans that the collector confirmed.")
+_DROPPED = metrics.counter("sage_spans_dropped", "Spans that were recorded but never reached the collector.")
+_QUEUED = metrics.gauge("sage_spans_queued", "Spans that wait for the collector.")
+
 MAX_QUEUED: Final = 4096
+MAX_BATCH: Final = 512
+MAX_BATCH_WITH_CONTENT: Final = 64
+"""Collectors take 4 MiB per request over gRPC, and a span with text may have 64 KiB."""
 EXPORT_TIMEOUT: Final = 5.0
 DELAY_MS: Final = 500.0
 
@@ -47,7 +55,12 @@ class BoundedExport(SpanProcessor):
     """
 
     def __init__(
-        self, exporter: SpanExporter, *, max_queued: int = MAX_QUEUED, delay_ms: float = DELAY_MS
+        self,
+        exporter: SpanExporter,
+        *,
+        max_queued: int = MAX_QUEUED,
+        max_batch: int = MAX_BATCH,
+        delay_ms: float = DELAY_MS,
     ) -> None:
         self._lock = threading.Lock()
         self._max_queued = max_queued
@@ -60,7 +73,7 @@ class BoundedExport(SpanProcessor):
             self._exporter,
             max_queue_size=max_queued,
             schedule_delay_millis=delay_ms,
-            max_export_batch_size=min(512, max_queued),
+            max_export_batch_size=min(max_batch, max_queued),
         )
 
     @property
@@ -80,9 +93,10 @@ class BoundedExport(SpanProcessor):
         """Queue `span`, or drop it; never waits."""
         with self._lock:
             if self._is_closed or self._num_queued >= self._max_queued:
-                self._num_dropped += 1
+                self._drop(1)
                 return
             self._num_queued += 1
+            _QUEUED.inc()
         self._batch.on_end(span)
 
     def shutdown(self) -> None:
@@ -91,8 +105,8 @@ class BoundedExport(SpanProcessor):
             self._is_closed = True
         self._batch.shutdown()  # type: ignore[no-untyped-call]
         with self._lock:
-            self._num_dropped += self._num_queued
-            self._num_queued = 0
+            self._drop(self._num_queued)
+            self._leave(self._num_queued)
 
     def abandon(self) -> None:
         """Give up an export that is being tried again, from another thread: a `shutdown` that waits for it returns."""
@@ -105,11 +119,20 @@ class BoundedExport(SpanProcessor):
     def settled(self, num_spans: int, *, is_exported: bool) -> None:
         """Take note that `num_spans` left the queue."""
         with self._lock:
-            self._num_queued = max(0, self._num_queued - num_spans)
+            self._leave(min(num_spans, self._num_queued))
             if is_exported:
                 self._num_exported += num_spans
+                _EXPORTED.inc(num_spans)
             else:
-                self._num_dropped += num_spans
+                self._drop(num_spans)
+
+    def _leave(self, num_spans: int) -> None:
+        self._num_queued -= num_spans
+        _QUEUED.dec(num_spans)
+
+    def _drop(self, num_spans: int) -> None:
+        self._num_dropped += num_spans
+        _DROPPED.inc(num_spans)
 
 
 class _Counting(SpanExporter):

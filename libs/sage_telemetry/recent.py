@@ -6,6 +6,7 @@ from collections import deque
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import StatusCode
+from opentelemetry.util.types import AnyValue
 
 from sage_telemetry import semconv
 from sage_wire import decode, encode
@@ -63,8 +64,13 @@ def _to_wire(span: ReadableSpan) -> Span:
         start_ns=span.start_time or 0,
         end_ns=span.end_time or 0,
         is_error=span.status.status_code is StatusCode.ERROR,
-        attributes={
-            key: value if isinstance(value, str | int | float | bool) else str(value)
-            for key, value in (span.attributes or {}).items()
-        },
+        attributes={key: _plain(value) for key, value in (span.attributes or {}).items()},
+        kind=span.kind.name.lower(),
+        links=[f"{link.context.trace_id:032x}-{link.context.span_id:016x}" for link in span.links],
     )
+
+
+def _plain(value: AnyValue) -> str | int | float | bool:
+    if isinstance(value, str | int | float | bool):
+        return value
+    return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)

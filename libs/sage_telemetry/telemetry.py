@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from sage_core import TelemetrySettings
 from sage_telemetry import metrics, semconv
-from sage_telemetry.export import BoundedExport, otlp_exporter
+from sage_telemetry.export import MAX_BATCH, MAX_BATCH_WITH_CONTENT, BoundedExport, otlp_exporter
 from sage_telemetry.logs import configure_logs
 from sage_telemetry.recent import RecentSpans
 from sage_telemetry.tracing import set_provider
@@ -70,13 +70,18 @@ def configure(service: str, actor_id: str, settings: TelemetrySettings, *, versi
     configure_logs(service, actor_id, settings)
     export = None
     if settings.otlp_endpoint is not None:
-        export = BoundedExport(otlp_exporter(settings.otlp_endpoint, settings.otlp_protocol))
+        export = BoundedExport(
+            otlp_exporter(settings.otlp_endpoint, settings.otlp_protocol),
+            max_queued=settings.max_queued_spans,
+            max_batch=MAX_BATCH_WITH_CONTENT if settings.record_content else MAX_BATCH,
+        )
     stop_metrics = None
     if settings.metrics_port:
         stop_metrics = metrics.serve(settings.metrics_port, settings.metrics_host)
     resource = Resource.create(
         {
             semconv.SERVICE_NAME: service,
+            semconv.SERVICE_NAMESPACE: "sage",
             semconv.SERVICE_INSTANCE_ID: actor_id,
             semconv.SERVICE_VERSION: version,
             semconv.HOST_NAME: socket.gethostname(),
@@ -91,7 +96,5 @@ def configure(service: str, actor_id: str, settings: TelemetrySettings, *, versi
     provider.add_span_processor(recent)
     if export is not None:
         provider.add_span_processor(export)
-        dropped = metrics.gauge("sage_spans_dropped", "Spans that never reached the collector.")
-        dropped.set_function(lambda: float(export.num_dropped))
-    set_provider(provider)
+    set_provider(provider, records_content=settings.record_content)
     return Telemetry(recent, provider, export, stop_metrics)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -42,6 +43,7 @@ __all__ = [
     "is_sampled",
     "new_root",
     "record_span",
+    "records_content",
     "set_provider",
     "start_span",
     "use_parent",
@@ -49,9 +51,11 @@ __all__ = [
 
 AttributeValue = str | int | float | bool | Sequence[str]
 
+_RETRY: Final = {semconv.LINK_KIND: semconv.LINK_RETRY_OF}
 _KINDS: Final = {kind.name.lower(): kind for kind in SpanKind}
 _current: ContextVar[str | None] = ContextVar("sage_traceparent", default=None)
 _tracer: Tracer | None = None
+_records_content = False
 
 
 class _Root(str):
@@ -85,11 +89,17 @@ class RootIds(RandomIdGenerator):
 _root_ids = RootIds()
 
 
-def set_provider(provider: TracerProvider | None) -> RootIds:
+def set_provider(provider: TracerProvider | None, *, records_content: bool = False) -> RootIds:
     """Record spans with `provider` from now on; None returns to forwarding only. Called by `configure`."""
-    global _tracer
-    _tracer = None if provider is None else provider.get_tracer("sage")
+    global _tracer, _records_content
+    _tracer = None if provider is None else provider.get_tracer("sage", schema_url=semconv.SCHEMA_URL)
+    _records_content = provider is not None and records_content
     return _root_ids
+
+
+def records_content() -> bool:
+    """True where prompts and answers may be attributes of spans: `[telemetry] record_content`."""
+    return _records_content
 
 
 def new_root(sample_ratio: float) -> str:
@@ -160,7 +170,10 @@ class SpanHandle:
             self._span.add_event(name, attributes)
 
     def fail(self, error: BaseException) -> None:
-        """Mark the span failed. Only a bug's traceback is kept: a SageError says all in code and message."""
+        """Mark the span failed. Only a bug's traceback is kept: a SageError says all in code and message.
+
+        The message of any other exception may quote what a caller wrote, so it counts as content.
+        """
         if self._span is None:
             return
         if isinstance(error, SageError):
@@ -171,13 +184,13 @@ class SpanHandle:
             self._span.set_status(Status(StatusCode.ERROR, "cancelled"))
         else:
             self._span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-            self._span.record_exception(error)
+            self._span.add_event(semconv.EVENT_EXCEPTION, _bug(error))
             self._span.set_status(Status(StatusCode.ERROR, type(error).__name__))
 
-    def end(self) -> None:
-        """End the span now; leaving the `with` block does the same."""
+    def end(self, end_ns: int | None = None) -> None:
+        """End the span, now or at a time that has passed (Unix ns); leaving the `with` block ends it now."""
         if self._span is not None:
-            self._span.end()
+            self._span.end(end_ns)
             self._span = None
 
     def __enter__(self) -> SpanHandle:
@@ -201,18 +214,19 @@ def start_span(
     parent: str | None = None,
     kind: str = "internal",
     attributes: Mapping[str, AttributeValue] | None = None,
-    links: Sequence[str] = (),
+    retry_of: str | None = None,
 ) -> SpanHandle:
     """Start a span under `parent` (a traceparent), or under the current one where that is None.
 
-    `kind` is internal, server, client, producer or consumer; `links` are traceparents. Nothing is recorded
-    without a parent, under an unsampled one, or before `configure`; the handle then forwards the header.
+    `kind` is internal, server, client, producer or consumer. `retry_of`, the traceparent of an earlier attempt at the
+    same thing, becomes a link. Nothing is recorded without a parent, under an unsampled one, or before `configure`;
+    the handle then forwards the header.
     """
     if parent is None:
         parent = _current.get()
     if parent is None or _tracer is None or not is_sampled(parent):
         return SpanHandle(None, parent)
-    return _recording(name, parent, kind, attributes, links, None)
+    return _recording(name, parent, kind, attributes, retry_of, None)
 
 
 def record_span(
@@ -221,17 +235,20 @@ def record_span(
     parent: str | None,
     start_ns: int,
     end_ns: int,
+    kind: str = "internal",
     attributes: Mapping[str, AttributeValue] | None = None,
+    error: BaseException | None = None,
 ) -> str | None:
     """Record a span that was measured elsewhere (queue wait, prefill, decode); times are Unix nanoseconds.
 
-    Returns its traceparent, or `parent` where nothing is recorded.
+    It is marked failed where there is an `error`. Returns its traceparent, or `parent` where nothing is recorded.
     """
     if parent is None or _tracer is None or not is_sampled(parent):
         return parent
-    handle = _recording(name, str(parent), "internal", attributes, (), start_ns)
-    if handle._span is not None:
-        handle._span.end(end_ns)
+    handle = _recording(name, str(parent), kind, attributes, None, start_ns)
+    if error is not None:
+        handle.fail(error)
+    handle.end(end_ns)
     return handle.traceparent
 
 
@@ -240,13 +257,13 @@ def _recording(
     parent: str,
     kind: str,
     attributes: Mapping[str, AttributeValue] | None,
-    links: Sequence[str],
+    retry_of: str | None,
     start_ns: int | None,
 ) -> SpanHandle:
     assert _tracer is not None
     try:
         origin = _span_context(parent)
-        linked = [Link(_span_context(link)) for link in links]
+        links = [] if retry_of is None else [Link(_span_context(retry_of), _RETRY)]
     except ValueError:
         return SpanHandle(None, parent)
     span_kind = _KINDS.get(kind, SpanKind.INTERNAL)
@@ -254,12 +271,12 @@ def _recording(
         parent.is_taken = True
         _root_ids.pin((origin.trace_id, origin.span_id))
         try:
-            span = _tracer.start_span(name, Context(), span_kind, attributes, linked, start_ns)
+            span = _tracer.start_span(name, Context(), span_kind, attributes, links, start_ns)
         finally:
             _root_ids.pin(None)
     else:
         context = set_span_in_context(NonRecordingSpan(origin), Context())
-        span = _tracer.start_span(name, context, span_kind, attributes, linked, start_ns)
+        span = _tracer.start_span(name, context, span_kind, attributes, links, start_ns)
     made = span.get_span_context()
     return SpanHandle(span, f"00-{made.trace_id:032x}-{made.span_id:016x}-01")
 
@@ -269,6 +286,17 @@ def _span_context(traceparent: str) -> SpanContext:
     return SpanContext(
         int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16) & 1)
     )
+
+
+def _bug(error: BaseException) -> dict[str, str]:
+    """Return what is kept of an exception that nobody expected: lines of code, which hold no values."""
+    facts = {
+        semconv.EXCEPTION_TYPE: type(error).__name__,
+        semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_tb(error.__traceback__)),
+    }
+    if _records_content:
+        facts[semconv.EXCEPTION_MESSAGE] = str(error)
+    return facts
 
 
 def _reset(token: Token[str | None]) -> None:

@@ -10,6 +10,7 @@ from sage_wire.messages import Targets, Work
 from sage_worker.formed_batches import FormedBatch
 from sage_worker.frame_writer import Outlet
 from sage_worker.ledger import Key
+from sage_worker.perform_trace import PerformTrace
 
 __all__ = ["Assigned", "Held"]
 
@@ -40,7 +41,7 @@ class Assigned:
 class Held:
     """The worker's own record of an attempt, from its dispatch to its last event.
 
-    `due_at` and `queued_at` are kept by the alarm that ends it with its budget.
+    `due_at` and `queued_at` are kept by the alarm that ends it with its budget. `trace` is None unless it is sampled.
     """
 
     key: Key
@@ -49,12 +50,13 @@ class Held:
     started: float
     num_tokens: int = 0
     num_cached: int = 0
-    first_token_ns: int | None = None
+    has_token: bool = False
     cancel_reason: str | None = None
     is_expired: bool = False
     due_at: float | None = None
     queued_at: float | None = None
     task: asyncio.Task[None] | None = None
+    trace: PerformTrace | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -7,7 +7,6 @@ report that frees the slot. What runs where is the scheduler's business, how it 
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Final
@@ -23,7 +22,7 @@ from sage_core import (
     Unavailable,
     WorkerLost,
 )
-from sage_telemetry import is_sampled, record_span, semconv, start_span, use_parent
+from sage_telemetry import is_sampled, use_parent
 from sage_wire import decode_work, encode, subjects
 from sage_wire.messages import (
     Cancel,
@@ -47,6 +46,7 @@ from sage_worker.assigned import Assigned, Held
 from sage_worker.formed_batches import FormedBatch
 from sage_worker.frame_writer import FrameWriter
 from sage_worker.ledger import DispatchLedger, Key, Verdict
+from sage_worker.perform_trace import PerformTrace
 from sage_worker.reporter import Reporter
 
 __all__ = ["Worker"]
@@ -219,26 +219,16 @@ class Worker(Actor, ABC):
         self._end(held, error)
 
     async def _perform_traced(self, held: Held) -> None:
-        assigned = held.assigned
-        attributes: dict[str, str | int | float | bool] = {
-            semconv.REQUEST_ID: assigned.request_id,
-            semconv.ATTEMPT: assigned.attempt,
-            semconv.POOL: assigned.pool,
-            semconv.WORKER_ID: self.context.actor_id,
-            semconv.QUEUE_MS: assigned.queue_ms,
-        }
-        with start_span(
-            "perform", parent=assigned.traceparent, kind="consumer", attributes=attributes
-        ) as span:
-            started_ns = time.time_ns()
+        trace = held.trace = PerformTrace(held.assigned, self.context.actor_id)
+        with trace.span:
             try:
                 await self._perform(held)
             except asyncio.CancelledError:
-                if held.is_expired:
-                    raise self._why_cancelled(held) from None
+                trace.fail(self._why_cancelled(held))
                 raise
-            finally:
-                _record_stages(held, span.traceparent, started_ns)
+            except SageError as error:
+                trace.fail(error)
+                raise
 
     def _flush(self) -> None:
         """Send what was gathered, as no further turn may come."""
@@ -256,8 +246,10 @@ class Worker(Actor, ABC):
                 # An echoed prompt is nothing that was generated.
                 if type(event) is Tokens and not event.is_prompt:
                     held.num_tokens += event.num_tokens
-                    if held.first_token_ns is None:
-                        held.first_token_ns = time.time_ns()
+                    if held.trace is not None:
+                        held.trace.note(event)
+                    if not held.has_token:
+                        held.has_token = True
                         held.num_cached = event.num_cached
                         self._report(held.assigned.pool, held.key, ReportEvent.FIRST_TOKEN, held=held)
                 elif kind is Completed or kind is Failed:
@@ -278,6 +270,8 @@ class Worker(Actor, ABC):
             raise event.error.raised()
         if type(event) is Completed:
             held.num_cached = held.num_cached or event.usage.cached_tokens
+            if held.trace is not None:
+                held.trace.complete(event)
         held.outlet.emit(event)
         self._release(held, ReportEvent.FINISHED, None)
 
@@ -348,11 +342,3 @@ class Worker(Actor, ABC):
                 num_cached=0 if held is None else held.num_cached,
             )
         )
-
-
-def _record_stages(held: Held, parent: str | None, started_ns: int) -> None:
-    """Record prefill and decode under the span of the work, for text that an engine generated here."""
-    first = held.first_token_ns
-    if first is not None and isinstance(held.assigned.work, Generate):
-        record_span(semconv.SPAN_PREFILL, parent=parent, start_ns=started_ns, end_ns=first)
-        record_span(semconv.SPAN_DECODE, parent=parent, start_ns=first, end_ns=time.time_ns())

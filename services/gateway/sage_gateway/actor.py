@@ -19,6 +19,7 @@ from sage_gateway.in_flight import InFlight
 from sage_gateway.responses import ResponseRoutes
 from sage_gateway.settings import GatewaySettings
 from sage_gateway.table import route_table
+from sage_wire.roles import Role
 
 __all__ = ["GatewayActor"]
 
@@ -35,7 +36,11 @@ class GatewayActor(Actor):
         section = settings.gateway
         self._roster = Roster(context.control, context.clock)
         self._port = RequestPort(
-            context.bus, consumer_id=context.actor_id, clock=context.clock, roster=self._roster
+            context.bus,
+            consumer_id=context.actor_id,
+            role=Role.GATEWAY,
+            clock=context.clock,
+            roster=self._roster,
         )
         self._catalog = Catalog(section.remember_models)
         self._in_flight = InFlight(section.max_in_flight)

@@ -110,6 +110,8 @@ class Visit:
             attributes={
                 semconv.HTTP_REQUEST_METHOD: self.exchange.method,
                 semconv.HTTP_ROUTE: self.route.name,
+                semconv.URL_PATH: self.exchange.path,
+                semconv.URL_SCHEME: "http",
                 semconv.REQUEST_ID: self.request_id,
             },
         )

@@ -37,6 +37,7 @@ from sage_wire.messages import (
     Tokens,
     Usage,
 )
+from sage_wire.roles import Role
 from sage_worker import Assigned, Capacity, Engine, Worker
 from sage_worker.device import is_gpu
 
@@ -101,7 +102,9 @@ class LlmWorker(Worker):
             reason=selection.reason,
         )
         if selection.engine == "extractive" and section.extractive.embedding_model:
-            self._client = UnifiedInferenceClient(self.context.bus, budget=section.extractive.embed_budget)
+            self._client = UnifiedInferenceClient(
+                self.context.bus, budget=section.extractive.embed_budget, role=Role.LLM_WORKER
+            )
             await self._client.start()
         engine = build_engine(selection, section, folder, self._embed if self._client else None)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import ClassVar, Final
 
 from sage_actor import Actor, ActorContext, ChangeKind, Presence, Roster, RosterChange, handles
@@ -14,6 +13,7 @@ from sage_policy import Command, Event
 from sage_policy.event_log import LogHeader
 from sage_scheduler.desk import SchedulingDesk
 from sage_scheduler.event_log_file import EventLogFile
+from sage_scheduler.held import Held
 from sage_scheduler.leadership import Leadership
 from sage_scheduler.metrics import DECISIONS, HELD, LED_POOLS, QUEUE_SECONDS, WANTED_INSTANCES
 from sage_scheduler.outgoing import (
@@ -28,9 +28,10 @@ from sage_scheduler.outgoing import (
 )
 from sage_scheduler.policies import policy_of
 from sage_scheduler.settings import SchedulerSettings
-from sage_telemetry import is_sampled, record_span, semconv
+from sage_scheduler.spans import record_dispatch, record_shed
+from sage_telemetry import is_sampled
 from sage_wire import encode, subjects
-from sage_wire.messages import Announcement, Cancel, FindReceipt, Lead, Receipt, Reports, Submits
+from sage_wire.messages import Announcement, Cancel, FindReceipt, Lead, Receipt, Reports, Submits, WireError
 
 __all__ = ["SchedulerActor"]
 
@@ -212,12 +213,15 @@ class SchedulerActor(Actor):
                     self.context.tell(subjects.worker_cancel(worker_id), cancel, is_control=True)
                 case SendLead(worker_id, lead):
                     self._tell_lead(worker_id, lead)
-                case SendAnswer(reply_to, answer):
+                case SendAnswer(reply_to, answer, ended):
                     if answer.error is not None:
                         DECISIONS.labels(decision="refused", code=answer.error.code).inc()
+                        self._ended_waiting(ended, answer.error)
                     self._answers.add(reply_to, encode(answer), answer.request_id)
-                case SendFailure(reply_to, delta):
-                    DECISIONS.labels(decision="failed", code=delta.event.error.code).inc()  # type: ignore[union-attr]
+                case SendFailure(reply_to, delta, ended):
+                    error: WireError = delta.event.error  # type: ignore[union-attr]
+                    DECISIONS.labels(decision="failed", code=error.code).inc()
+                    self._ended_waiting(ended, error)
                     self._failures.add(reply_to, encode(delta), delta.request_id)
                 case ArmTimer(at):
                     self._arm(at)
@@ -228,18 +232,16 @@ class SchedulerActor(Actor):
         now = self.context.clock.now()
         _DISPATCHED.inc()
         QUEUE_SECONDS.observe(now - item.submitted_at)
-        traceparent = item.dispatch.traceparent
-        if is_sampled(traceparent):
-            end_ns = time.time_ns()
-            record_span(
-                semconv.SPAN_QUEUE,
-                parent=traceparent,
-                start_ns=end_ns - int((now - item.submitted_at) * 1e9),
-                end_ns=end_ns,
-                attributes={semconv.POOL: item.dispatch.pool, semconv.WORKER_ID: item.worker_id},
-            )
         subject = subjects.worker_dispatch(item.worker_id)
-        self._dispatches.add(subject, encode(item.dispatch), item.dispatch.request_id)
+        payload = encode(item.dispatch)
+        self._dispatches.add(subject, payload, item.dispatch.request_id)
+        if is_sampled(item.dispatch.traceparent):
+            record_dispatch(item, subject, len(payload), now, self.context.clock.now())
+
+    def _ended_waiting(self, ended: Held | None, error: WireError) -> None:
+        """Record the wait of a request that no worker took."""
+        if ended is not None and ended.worker_id is None and is_sampled(ended.submit.traceparent):
+            record_shed(ended, error, self.context.clock.now())
 
     def _tell_lead(self, worker_id: str, lead: Lead) -> None:
         try:

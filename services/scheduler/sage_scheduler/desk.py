@@ -130,7 +130,7 @@ class SchedulingDesk:
         for key in self._held.of_pool(pool_name):
             held = self._held.release(key)
             if held is not None and not held.is_started:
-                outgoing.append(_failure(held.submit, error))
+                outgoing.append(_failure(held, error))
         self._workers.forget_pool(pool_name)
         return outgoing
 
@@ -308,7 +308,9 @@ class SchedulingDesk:
                 outgoing += self._run(Progressed(key, num_tokens), now)
         return outgoing
 
-    def _answer(self, submit: Submit, error: SageError | None = None) -> SendAnswer:
+    def _answer(
+        self, submit: Submit, error: SageError | None = None, ended: Held | None = None
+    ) -> SendAnswer:
         answer = Answer(
             request_id=submit.request_id,
             attempt=submit.attempt,
@@ -316,7 +318,7 @@ class SchedulingDesk:
             epoch=self._epoch,
             error=None if error is None else WireError.of(error),
         )
-        return SendAnswer(submit.reply_to, answer)
+        return SendAnswer(submit.reply_to, answer, ended)
 
     def _run(self, event: Event, now: float, refusable: str | None = None) -> list[Outgoing]:
         """Give the policy an event. That `refusable` is shed is the answer to its submit; of others, a failure."""
@@ -376,9 +378,8 @@ class SchedulingDesk:
         if held is None:
             return []
         error = _shed_error(command)
-        return [
-            self._answer(held.submit, error) if command.key == refusable else _failure(held.submit, error)
-        ]
+        is_answer = command.key == refusable
+        return [self._answer(held.submit, error, held) if is_answer else _failure(held, error)]
 
     def _clear(self, failure: str, now: float, refusable: str | None) -> list[Outgoing]:
         """The policy raised: what waits may never be decided, so it fails at once; what runs goes on.
@@ -488,7 +489,8 @@ def _shed_error(command: Shed) -> SageError:
     return error_from_code(command.code, decision.reason + waited, retry_after=command.retry_after)
 
 
-def _failure(submit: Submit, error: SageError) -> SendFailure:
+def _failure(held: Held, error: SageError) -> SendFailure:
+    submit = held.submit
     event = Failed(error=WireError.of(error))
     delta = Delta(request_id=submit.request_id, attempt=submit.attempt, seq=OUT_OF_BAND, event=event)
-    return SendFailure(submit.reply_to, delta)
+    return SendFailure(submit.reply_to, delta, held)

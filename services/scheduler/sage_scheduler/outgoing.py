@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sage_scheduler.held import Held
 from sage_wire.messages import Answer, Cancel, Delta, Dispatch, Lead
 
 __all__ = [
@@ -19,10 +20,11 @@ __all__ = [
 
 
 class SendAnswer(msgspec.Struct, frozen=True, gc=False):
-    """Tell a consumer what becomes of a submit: it is held, or refused."""
+    """Tell a consumer what becomes of a submit: it is held, or refused. `ended`: what was held until then."""
 
     reply_to: str
     answer: Answer
+    ended: Held | None = None
 
 
 class SendDispatch(msgspec.Struct, frozen=True, gc=False):
@@ -48,10 +50,11 @@ class SendLead(msgspec.Struct, frozen=True, gc=False):
 
 
 class SendFailure(msgspec.Struct, frozen=True, gc=False):
-    """Tell a consumer that its request is over, or must be submitted again."""
+    """Tell a consumer that its request is over, or must be submitted again. `ended` is as in `SendAnswer`."""
 
     reply_to: str
     delta: Delta
+    ended: Held | None = None
 
 
 class ArmTimer(msgspec.Struct, frozen=True, gc=False):

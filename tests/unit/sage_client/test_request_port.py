@@ -78,7 +78,7 @@ async def test_tokens_of_many_requests_share_frames(cluster) -> None:
         nonlocal num_messages
         num_messages += 1
 
-    await cluster.broker.connect("spy").subscribe("sage.v1.frames.*", count)
+    await cluster.broker.connect("spy").subscribe("sage.v1.frames.*.*", count)
     streams = [cluster.port.submit(POOL, say("w " * 50), budget=5) for _ in range(4)]
     texts = await asyncio.gather(*(text_of(stream) for stream in streams))
     assert texts == ["w " * 50] * 4
@@ -390,7 +390,7 @@ async def test_one_subscription_serves_all_requests(cluster) -> None:
     await port.start()
     texts = await asyncio.gather(*(text_of(port.submit(POOL, say("a"), budget=5)) for _ in range(4)))
     assert texts == ["a "] * 4
-    assert subscribed == ["sage.v1.frames.c2"]
+    assert subscribed == ["sage.v1.frames.operator.c2"]
     await port.close()
 
 

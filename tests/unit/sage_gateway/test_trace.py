@@ -88,3 +88,16 @@ async def test_a_client_that_left_is_499_in_the_trace(telemetry: Telemetry) -> N
     client.disconnect()
     (span,) = spans(telemetry)
     assert span.attributes["http.response.status_code"] == 499
+
+
+async def test_an_unsampled_request_is_its_header_alone(telemetry: Telemetry, gateway: Gateway) -> None:
+    unsampled = HEADERS["traceparent"][:-2] + "00"
+    reply = await gateway.post(CHAT, chat(), headers={"traceparent": unsampled})
+    assert gateway.port.streams[0].traceparent == unsampled
+    assert "x-sage-trace-id" not in reply.headers
+    gateway.edge.sample_ratio = 0.0
+    await gateway.post(CHAT, chat())
+    made = gateway.port.streams[1].traceparent
+    assert made is not None
+    assert made.endswith("-00")
+    assert len(telemetry.recent) == 0

@@ -40,6 +40,7 @@ from sage_wire.messages import (
     Submits,
     WireError,
 )
+from span_recording import SAMPLED, TRACE_ID, UNSAMPLED, recording
 
 MODEL = "mini"
 SETTINGS = SchedulerSettings(scheduler=SchedulerSection(event_log=False))
@@ -85,11 +86,13 @@ class Peers:
     def tell(self, subject: str, message: Message) -> None:
         self.bus.publish(subject, encode(message))
 
-    def submit(self, *request_ids: str, budget_ms: int = 5000, pool: str = MODEL) -> None:
+    def submit(
+        self, *request_ids: str, budget_ms: int = 5000, pool: str = MODEL, traceparent: str = TRACE
+    ) -> None:
         submits = [
             Submit(
                 request_id=request_id, attempt=0, pool=pool, reply_to=subjects.frames("c"),
-                work=raw(Embed(model=pool, texts=["x"])), budget_ms=budget_ms, traceparent=TRACE,
+                work=raw(Embed(model=pool, texts=["x"])), budget_ms=budget_ms, traceparent=traceparent,
             )
             for request_id in request_ids
         ]  # fmt: skip
@@ -211,6 +214,22 @@ async def test_a_request_whose_budget_ends_in_the_queue_fails_then_and_there(pee
 async def test_nobody_listens_for_a_pool_that_no_worker_serves(peers: Peers) -> None:
     peers.submit("r", pool="nobody")
     assert await asyncio.wait_for(peers.unheard.get(), 1.0) == "nobody"
+
+
+@pytest.mark.parametrize("traceparent", [SAMPLED, UNSAMPLED])
+async def test_the_wait_of_a_sampled_request_is_in_its_trace_whether_a_worker_took_it_or_not(
+    peers: Peers, traceparent: str
+) -> None:
+    with recording() as telemetry:
+        await peers.led()
+        peers.submit("taken", traceparent=traceparent)
+        await peers.dispatch()
+        peers.submit("shed", budget_ms=30, traceparent=traceparent)
+        await peers.failure()
+        spans = telemetry.recent.find(TRACE_ID)
+    found = [(span.name, span.attributes["sage.request.id"], span.is_error) for span in spans]
+    expected = [("queue", "taken", False), ("dispatch", "taken", False), ("queue", "shed", True)]
+    assert found == (expected if traceparent == SAMPLED else [])
 
 
 async def test_a_worker_that_comes_back_with_a_new_epoch_has_lost_its_work(peers: Peers) -> None:

@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+import sage_telemetry.telemetry
 from sage_core import ConfigurationError, TelemetrySettings
 from sage_telemetry import configure, metrics, record_span
 from sage_telemetry.export import BoundedExport
@@ -27,12 +28,18 @@ class Collector(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.entered.set()
-        self.gate.wait(5.0)
+        self.gate.wait(30.0)
         self.names += [span.name for span in spans]
         return self.result
 
     def shutdown(self) -> None:
         self.gate.set()
+
+
+def counted(name: str) -> float:
+    found = metrics.REGISTRY.get_sample_value(name)
+    assert found is not None
+    return found
 
 
 def end_spans(export: BoundedExport, number: int) -> None:
@@ -44,15 +51,53 @@ def end_spans(export: BoundedExport, number: int) -> None:
 
 
 def test_spans_over_the_bound_are_dropped_and_counted_without_waiting() -> None:
+    before = {name: counted(name) for name in ("sage_spans_dropped_total", "sage_spans_exported_total")}
     collector = Collector()
     export = BoundedExport(collector, max_queued=10, delay_ms=1.0)
-    started = time.perf_counter()
+    # The collector takes nothing yet, so whoever waited for it would wait for ever.
     end_spans(export, 25)
-    assert time.perf_counter() - started < 0.5
+    assert collector.names == []
     assert export.num_dropped == 15
+    assert counted("sage_spans_dropped_total") == before["sage_spans_dropped_total"] + 15
+    assert counted("sage_spans_queued") == 10
     collector.gate.set()
     export.shutdown()
     assert len(collector.names) == export.num_exported == 10
+    assert counted("sage_spans_exported_total") == before["sage_spans_exported_total"] + 10
+    assert counted("sage_spans_queued") == 0
+
+
+def test_the_bound_is_a_setting_and_the_counts_are_metrics(configured: Any) -> None:
+    dropped = counted("sage_spans_dropped_total")
+    telemetry = configured(otlp_endpoint="http://127.0.0.1:9", max_queued_spans=2)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for _ in range(5):
+        record_span("lost", parent=parent, start_ns=1, end_ns=2)
+    assert telemetry.num_dropped_spans == 3
+    assert b"sage_spans_dropped_total " in metrics.render()
+    telemetry.shutdown(0.1)
+    assert telemetry.num_dropped_spans == 5
+    assert counted("sage_spans_dropped_total") == dropped + 5
+
+
+def test_spans_with_text_leave_in_batches_that_collectors_take(
+    monkeypatch: pytest.MonkeyPatch, configured: Any
+) -> None:
+    batches: list[int] = []
+
+    class Sized(Collector):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            batches.append(len(spans))
+            return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr(sage_telemetry.telemetry, "otlp_exporter", lambda *_: Sized())
+    telemetry = configured(otlp_endpoint="http://127.0.0.1:9", record_content=True)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for _ in range(200):
+        record_span("x", parent=parent, start_ns=1, end_ns=2)
+    telemetry.shutdown()
+    assert sum(batches) == 200
+    assert max(batches) <= 64
 
 
 def test_spans_that_the_collector_refuses_count_as_dropped() -> None:

@@ -11,11 +11,10 @@ from sage_core import BusUnavailable, Clock, Conflict, new_id
 from sage_gateway.access.quota import EMPTY, QuotaState, decode_state, encode_state
 from sage_telemetry import get_logger
 from sage_wire import subjects
+from sage_wire.stores import QUOTAS
 
 __all__ = ["QuotaStore", "Versioned"]
 
-_ENTRY_SECONDS: Final = 300.0
-"""An entry that nobody has written for longer than any window or lease has nothing to say any more."""
 _CLOCK_SECONDS: Final = 60.0
 """How long a reading of the broker's clock is used. Quartz drifts by about 6 ms in a minute at the worst."""
 
@@ -53,7 +52,7 @@ class QuotaStore:
         """Make sure that the bucket is there and the clock is known. Raises what the bus raises."""
         if self._bucket is None:
             self._bucket = await self._bus.key_value(
-                subjects.QUOTAS_BUCKET, ttl=_ENTRY_SECONDS, is_durable=False
+                QUOTAS.name, ttl=QUOTAS.ttl, is_durable=QUOTAS.is_durable
             )
             self._read_clock_at = float("-inf")
         if self._clock.now() - self._read_clock_at >= _CLOCK_SECONDS:
