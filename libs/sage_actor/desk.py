@@ -30,7 +30,7 @@ from sage_core import (
     Overloaded,
     SageError,
 )
-from sage_telemetry import SpanHandle, get_logger, metrics, semconv, start_span, use_parent
+from sage_telemetry import SpanHandle, get_logger, is_sampled, metrics, semconv, start_span, use_parent
 from sage_wire import CallHeaders, decode, encode
 from sage_wire.headers import CANCEL, ERROR
 from sage_wire.messages import WireError
@@ -365,15 +365,17 @@ def _spent(letter: Letter) -> DeadlineExceeded:
 def _span(letter: Letter) -> SpanHandle:
     """One span per sampled ask; what is told is part of its sender's span."""
     call = letter.call
-    if letter.received.reply is None or call.traceparent is None:
+    if letter.received.reply is None or not is_sampled(call.traceparent):
         return SpanHandle(None, call.traceparent)
     return start_span(
-        f"handle {letter.verb}",
+        f"{semconv.SPAN_HANDLE} {letter.verb}",
         parent=call.traceparent,
         kind="server",
         attributes={
             semconv.CALL_VERB: letter.verb,
             semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
+            semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_HANDLE,
+            semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_PROCESS,
             semconv.MESSAGING_DESTINATION_NAME: call.subject,
             semconv.MESSAGING_MESSAGE_BODY_SIZE: len(letter.received.payload),
         },

@@ -185,7 +185,7 @@ class _Service:
             await _end(checking)
 
     async def _connect(self, purpose: str, stack: contextlib.AsyncExitStack) -> Bus:
-        bus = await connect(self._settings.bus, name=f"{self._actor_id}/{purpose}")
+        bus = await connect(self._settings.bus, name=f"{self._actor_id}/{purpose}", role=self._kind)
         stack.push_async_callback(self._close, bus)
         bus.on_event(self._bus_event)
         return bus

@@ -16,6 +16,7 @@ from sage_bus.bus import (
 from sage_bus.gathering import Gathering
 from sage_bus.memory import MemoryBroker, MemoryBus
 from sage_bus.nats_bus import BusStatistics, NatsBus, connect
+from sage_bus.provisioning import Provisioned
 from sage_bus.server_config import server_binary
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "MemoryBroker",
     "MemoryBus",
     "NatsBus",
+    "Provisioned",
     "Received",
     "Subscription",
     "connect",

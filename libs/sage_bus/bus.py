@@ -172,6 +172,11 @@ class Job(Protocol):
         """1 for the first delivery."""
         ...
 
+    @property
+    def sequence(self) -> int:
+        """Its number in the queue: the same for each delivery, higher for whatever was submitted later."""
+        ...
+
     async def ack(self) -> None:
         """Remove it for good; returns after the server confirmed (`ack_sync`). Raises BusUnavailable otherwise."""
         ...

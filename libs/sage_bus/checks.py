@@ -17,6 +17,7 @@ __all__ = [
     "check_pattern",
     "check_size",
     "check_target",
+    "is_from_stream",
     "is_inbox",
 ]
 
@@ -50,6 +51,15 @@ def is_inbox(subject: str) -> bool:
     except BusError:
         return False
     return True
+
+
+def is_from_stream(reply: bytes, block: bytes) -> bool:
+    """Tell whether the server delivered this out of a stream instead of a peer having published it.
+
+    Whoever may read a stream can have the server send what is in it to any subject, by naming that as the reply
+    subject of the question: past the reader's own rights. So what comes from a stream is no message of a peer.
+    """
+    return reply.startswith(b"$JS.") or b"\r\nNats-Stream:" in block
 
 
 def check_size(num_bytes: int, max_payload: int) -> None:

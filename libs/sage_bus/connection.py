@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +18,14 @@ from nats.aio.client import Server
 
 from sage_bus.bus import NO_HEADERS, BusEvent
 from sage_bus.checks import check_size
+from sage_bus.denials import Denials, find_denial
 from sage_bus.header_block import encode_headers
 from sage_bus.nats_client import Handler, NatsClient
 from sage_bus.outbound import Outbound, Postponed, publish_command
 from sage_bus.requests import Answer, Answers, ReplyInbox
-from sage_core import BusError, BusUnavailable, DeadlineExceeded, SageError, Unavailable
+from sage_core import BusUnavailable, DeadlineExceeded, SageError, Unavailable
 from sage_wire.headers import BUDGET
+from sage_wire.roles import Role
 
 __all__ = ["Connection", "EventListener"]
 
@@ -36,7 +37,6 @@ SILENT_TICKS = 5
 """Half ping intervals without a byte after which the server counts as dead; it owes us a PONG every two."""
 _MAX_RECONNECT_DELAY = 2.0
 _REFUSED = "authorization violation"
-_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 
 
 class Connection:
@@ -50,12 +50,15 @@ class Connection:
         ping_interval: float,
         max_messages: int,
         max_bytes: int,
+        role: str = "",
+        is_provisioned: bool = False,
     ) -> None:
         self.client = client
         self.inbox = inbox
+        self.is_provisioned = is_provisioned
         self.outbound = Outbound(client, max_messages=max_messages, max_bytes=max_bytes)
         self.num_reconnects = 0
-        self.num_permission_errors = 0
+        self.denials = Denials(role, may_create=not is_provisioned and role != Role.PROVISIONER)
         self.last_error = ""
         self.is_closing = False
         self.is_closed = False
@@ -322,20 +325,16 @@ class Connection:
         # A refused client is cut off, and sees the cut as often as the reason: the reason is kept.
         if not (_REFUSED in self.last_error.lower() and isinstance(error, OSError)):
             self.last_error = str(error) or type(error).__name__
-        denied = _DENIED.search(self.last_error)
-        if denied is not None:
-            self._on_denied(denied.group(1), denied.group(2))
+        denial = find_denial(self.last_error)
+        if denial is not None:
+            self._on_denied(*denial)
         elif "slow consumer" in self.last_error.lower():
             self._emit(BusEvent.SLOW_CONSUMER, self.last_error)
         elif not self.is_closing:
             log.debug("bus_error_reported", error=self.last_error)
 
     def _on_denied(self, right: str, subject: str) -> None:
-        self.num_permission_errors += 1
-        log.error("bus_permission_denied", right=right, subject=subject)
-        error = BusError(
-            f"this role may not {'publish on' if right == 'publish' else 'subscribe to'} {subject}"
-        )
+        error = self.denials.denied(right, subject)
         if right == "publish":
             self.inbox.fail(error, lambda answers: answers.subject.lower() == subject)
         else:

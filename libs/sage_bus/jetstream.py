@@ -12,14 +12,18 @@ import msgspec
 from sage_bus.bus import NO_HEADERS
 from sage_bus.connection import Connection
 from sage_bus.header_block import parse_headers
+from sage_bus.stream_plan import ConsumerPlan, StreamPlan
 from sage_core import BusUnavailable, ConfigurationError, DeadlineExceeded, Unavailable
 
 __all__ = [
+    "ApiAnswer",
     "ApiFailure",
     "StoredMessage",
     "api",
+    "create_consumer",
     "ensure_consumer",
     "ensure_stream",
+    "is_same",
     "last_message",
     "last_sequence",
     "list_messages",
@@ -31,8 +35,10 @@ _PAGE = 1000
 
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE = 10037
-_STREAM_NOT_FOUND = 10059
-_CONSUMER_NOT_FOUND = 10014
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+FIXED_KEYS = ("retention", "discard", "allow_msg_ttl", "max_age", "republish")
+"""What of a stream must be as SAGE would have made it."""
 _FULL = frozenset({10077, 10047, 10122})
 """Maximum messages, bytes or storage: `discard: new` refuses instead of dropping old ones."""
 
@@ -126,41 +132,64 @@ async def store(
     return _decode(answer.payload)
 
 
-async def ensure_stream(connection: Connection, name: str, config: Mapping[str, object]) -> None:
-    """Create the stream unless it is there. Raises ConfigurationError where it is there and differs in kind."""
-    info = await api(connection, f"STREAM.INFO.{name}")
-    if info.error is not None and info.error.err_code == _STREAM_NOT_FOUND:
-        info = await api(connection, f"STREAM.CREATE.{name}", {"name": name, **config})
+async def ensure_stream(connection: Connection, plan: StreamPlan) -> None:
+    """Create the stream unless it is there. Raises ConfigurationError where it is there and differs in kind.
+
+    On a provisioned server nothing is created: a missing stream is a ConfigurationError, too.
+    """
+    info = await api(connection, f"STREAM.INFO.{plan.name}")
+    if info.error is not None and info.error.err_code == STREAM_NOT_FOUND:
+        if connection.is_provisioned:
+            raise ConfigurationError(f"stream {plan.name} is missing; run `sage nats provision`")
+        info = await api(connection, f"STREAM.CREATE.{plan.name}", {"name": plan.name, **plan.config})
     if info.error is not None:
-        raise ConfigurationError(f"stream {name}: {info.error.description}")
+        raise ConfigurationError(f"stream {plan.name}: {info.error.description}")
     found = info.config or {}
-    for key in ("retention", "discard", "allow_msg_ttl", "max_age", "republish"):
-        wanted = config.get(key)
-        if wanted is not None and not _is_same(found.get(key), wanted):
+    for key in FIXED_KEYS:
+        wanted = plan.config.get(key)
+        if wanted is not None and not is_same(found.get(key), wanted):
             raise ConfigurationError(
-                f"stream {name} has {key} = {found.get(key)!r}; SAGE needs {wanted!r}; another program made it, "
+                f"stream {plan.name} has {key} = {found.get(key)!r}; SAGE needs {wanted!r}; another program made it, "
                 "or an older setting: remove it or use another name"
             )
-    if config.get("max_bytes") not in (None, found.get("max_bytes")):
-        changed = await api(connection, f"STREAM.UPDATE.{name}", {**found, "max_bytes": config["max_bytes"]})
+    max_bytes = plan.config.get("max_bytes")
+    if max_bytes not in (None, found.get("max_bytes")) and not connection.is_provisioned:
+        changed = await api(connection, f"STREAM.UPDATE.{plan.name}", {**found, "max_bytes": max_bytes})
         if changed.error is not None:
-            raise ConfigurationError(f"stream {name}: {changed.error.description}")
+            raise ConfigurationError(f"stream {plan.name}: {changed.error.description}")
 
 
-def _is_same(found: object, wanted: object) -> bool:
+def is_same(found: object, wanted: object) -> bool:
+    """Tell whether a part of a configuration is as wanted; the server leaves out what is empty."""
     return found == wanted or (not found and not wanted)
 
 
-async def ensure_consumer(
-    connection: Connection, stream: str, name: str, config: Mapping[str, object]
-) -> None:
-    """Create the durable consumer unless it is there. Raises ConfigurationError."""
-    info = await api(connection, f"CONSUMER.INFO.{stream}.{name}")
-    if info.error is not None and info.error.err_code == _CONSUMER_NOT_FOUND:
-        body = {"stream_name": stream, "config": {"durable_name": name, "name": name, **config}}
-        info = await api(connection, f"CONSUMER.CREATE.{stream}.{name}", body)
+async def ensure_consumer(connection: Connection, plan: ConsumerPlan) -> None:
+    """Create the durable consumer unless it is there. Raises ConfigurationError, as `ensure_stream` does."""
+    info = await api(connection, f"CONSUMER.INFO.{plan.stream}.{plan.name}")
+    if info.error is not None and info.error.err_code == CONSUMER_NOT_FOUND:
+        if connection.is_provisioned:
+            raise ConfigurationError(
+                f"consumer {plan.name} of stream {plan.stream} is missing; run `sage nats provision`"
+            )
+        info = await create_consumer(connection, plan)
     if info.error is not None:
-        raise ConfigurationError(f"consumer {name} of stream {stream}: {info.error.description}")
+        raise ConfigurationError(f"consumer {plan.name} of stream {plan.stream}: {info.error.description}")
+    found = (info.config or {}).get("ack_wait")
+    if connection.is_provisioned and found != plan.config["ack_wait"]:
+        raise ConfigurationError(
+            f"consumer {plan.name} of stream {plan.stream} has ack_wait = {found} ns; this process expects "
+            f"{plan.config['ack_wait']} ns; run `sage nats provision` with the same settings"
+        )
+
+
+async def create_consumer(connection: Connection, plan: ConsumerPlan) -> ApiAnswer:
+    """Create the durable consumer, or change the one that is there; errors of the API are returned."""
+    body = {
+        "stream_name": plan.stream,
+        "config": {"durable_name": plan.name, "name": plan.name, **plan.config},
+    }
+    return await api(connection, f"CONSUMER.CREATE.{plan.stream}.{plan.name}", body)
 
 
 async def last_message(connection: Connection, stream: str, subject: str) -> StoredMessage | None:

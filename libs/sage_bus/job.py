@@ -32,7 +32,7 @@ class DeadLetters:
     """Where a stream's jobs go that nobody could finish."""
 
     def __init__(self, connection: Connection, stream: str) -> None:
-        self.stream = f"{stream}_DEAD"
+        self.stream = subjects.dead_stream(stream)
         self._connection = connection
         self._subject = subjects.dead_letters(stream).encode("ascii")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,22 +14,19 @@ from sage_bus.connection import Connection
 from sage_bus.jetstream import ensure_consumer, ensure_stream, list_messages, store
 from sage_bus.job import JOB_ID, REASON, DeadLetters, own_headers
 from sage_bus.puller import JobPuller
+from sage_bus.stream_plan import consumer_plan, dead_letters_plan, queue_plan
 from sage_core import BadRequest, BusUnavailable, Overloaded
 from sage_wire import subjects
+from sage_wire.stores import QUEUE_CONSUMER
 
 __all__ = ["NatsJobQueue", "open_job_queue"]
 
 log = structlog.get_logger("sage_bus")
 
-_CONSUMER: Final = "workers"
 _SUBMIT_SECONDS: Final = 12.0
 """A cluster that lost its leader stalls publishing for 5 to 8 s; failing a durable job earlier is premature."""
 _ATTEMPT_SECONDS: Final = 3.0
-_DUPLICATE_SECONDS: Final = 120
-_DEAD_DAYS: Final = 30
-_MAX_DEAD: Final = 100_000
 _MAX_LISTED: Final = 1000
-_STREAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class NatsJobQueue:
@@ -81,7 +76,7 @@ class NatsJobQueue:
         return JobPuller(
             self._connection,
             stream=self._stream,
-            consumer=_CONSUMER,
+            consumer=QUEUE_CONSUMER,
             max_held=max_held,
             ack_wait=self._ack_wait,
             max_deliver=self._max_deliver,
@@ -91,20 +86,7 @@ class NatsJobQueue:
 
     async def ensure_consumer(self) -> None:
         """Create the shared consumer unless it is there. Raises ConfigurationError, BusUnavailable."""
-        await ensure_consumer(
-            self._connection,
-            self._stream,
-            _CONSUMER,
-            {
-                "ack_policy": "explicit",
-                "deliver_policy": "all",
-                "ack_wait": int(self._ack_wait * 1e9),
-                # Never given up by the server: an exhausted message would stay in the stream, invisible for
-                # ever. The puller counts deliveries and moves the message to the dead letters instead.
-                "max_deliver": -1,
-                "max_ack_pending": 10_000,
-            },
-        )
+        await ensure_consumer(self._connection, consumer_plan(self._stream, self._ack_wait))
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `JobQueue.dead_letters`."""
@@ -126,39 +108,18 @@ async def open_job_queue(
     connection: Connection, stream: str, subject: str, *, ack_wait: float, max_deliver: int, max_queued: int
 ) -> NatsJobQueue:
     """See `Bus.job_queue`. Raises ConfigurationError, BadRequest, BusUnavailable."""
-    if _STREAM.fullmatch(stream) is None:
-        raise BadRequest(f"job stream is {stream!r}; expected 1 to 64 of [A-Za-z0-9_-]")
-    if not (math.isfinite(ack_wait) and ack_wait > 0 and max_deliver >= 1 and max_queued >= 1):
-        raise BadRequest("ack_wait must be > 0 s, max_deliver and max_queued at least 1")
-    target = check_target(subject)
-    await ensure_stream(
-        connection,
-        stream,
-        {
-            "subjects": [subject],
-            # Only here does an acknowledgement survive kill -9 of the server: it removes the message.
-            "retention": "workqueue",
-            "discard": "new",
-            "max_msgs": max_queued,
-            "storage": "file",
-            "num_replicas": 1,
-            "duplicate_window": _DUPLICATE_SECONDS * 10**9,
-        },
+    if max_deliver < 1:
+        raise BadRequest(f"max_deliver is {max_deliver}; expected at least 1")
+    queue = NatsJobQueue(
+        connection, stream, check_target(subject), ack_wait=ack_wait, max_deliver=max_deliver
     )
-    await ensure_stream(
-        connection,
-        f"{stream}_DEAD",
-        {
-            "subjects": [subjects.dead_letters(stream)],
-            "discard": "old",
-            "max_msgs": _MAX_DEAD,
-            "max_age": _DEAD_DAYS * 86400 * 10**9,
-            "storage": "file",
-            "num_replicas": 1,
-            "allow_direct": True,
-            "duplicate_window": _DUPLICATE_SECONDS * 10**9,
-        },
-    )
-    queue = NatsJobQueue(connection, stream, target, ack_wait=ack_wait, max_deliver=max_deliver)
-    await queue.ensure_consumer()
+    plans = [queue_plan(stream, subject, max_queued), dead_letters_plan(stream)]
+    consumer = consumer_plan(stream, ack_wait)
+    if connection.is_provisioned:
+        # Who only submits may not look at the rest; who pulls looks at the consumer first.
+        await ensure_stream(connection, plans[0])
+        return queue
+    for plan in plans:
+        await ensure_stream(connection, plan)
+    await ensure_consumer(connection, consumer)
     return queue

@@ -7,7 +7,6 @@ expired keys, and its watch takes 20 s to notice a restart and never learns what
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,8 +21,9 @@ from sage_bus.jetstream import (
     list_messages,
     store,
 )
+from sage_bus.stream_plan import bucket_plan
 from sage_bus.watch import BucketWatch
-from sage_core import BadRequest, BusUnavailable, Conflict, Overloaded
+from sage_core import BusUnavailable, Conflict, Overloaded
 from sage_wire import subjects
 
 __all__ = ["Bucket", "NatsKeyValue", "open_bucket"]
@@ -34,8 +34,6 @@ _OPERATION: Final = "KV-Operation"
 _MARKER: Final = "Nats-Marker-Reason"
 _DELETION_SECONDS: Final = 3600
 """How long a deletion is remembered, so that compare-and-set and watchers see it."""
-_MARKER_SECONDS: Final = 60
-_BUCKET = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def is_deletion(headers: Mapping[str, str]) -> bool:
@@ -49,8 +47,8 @@ class Bucket:
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
         self.name = name
-        self.stream = f"KV_{name}"
-        self.prefix = f"$KV.{name}."
+        self.stream = subjects.bucket_stream(name)
+        self.prefix = f"{subjects.bucket_keys(name)}."
 
     def subject(self, key: str) -> bytes:
         """Where `key` is written. Raises BusError for a key outside the subject alphabet."""
@@ -164,30 +162,6 @@ async def ensure_bucket(
     max_bytes: int | None = None,
 ) -> Bucket:
     """Like `open_bucket`, for the parts of this package."""
-    if _BUCKET.fullmatch(name) is None:
-        raise BadRequest(f"bucket name is {name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
-    if ttl is not None and (not math.isfinite(ttl) or ttl < 1):
-        raise BadRequest(f"bucket time to live is {ttl:g} s; at least 1 s is needed")
-    config: dict[str, object] = {
-        "subjects": [f"$KV.{name}.>"],
-        "max_msgs_per_subject": 1,
-        "discard": "new",
-        "storage": "file" if is_durable else "memory",
-        "num_replicas": 1,
-        "allow_direct": True,
-        "allow_rollup_hdrs": True,
-        "deny_delete": True,
-        "allow_msg_ttl": True,
-        # An expired key leaves a marker, so watchers are told and compare-and-set goes on from its revision.
-        "subject_delete_marker_ttl": _MARKER_SECONDS * 10**9,
-        # Every stored change is also published, with its sequence: a watch is a plain subscription that
-        # notices gaps. It needs no consumer, hence no right to create one.
-        "republish": {"src": f"$KV.{name}.>", "dest": f"{subjects.bucket_changes(name)}.>"},
-    }
-    if max_bytes is not None:
-        config |= {"max_bytes": max_bytes, "discard": "old"}
-    if ttl is not None:
-        config["max_age"] = int(ttl * 1e9)
-    bucket = Bucket(connection, name)
-    await ensure_stream(connection, bucket.stream, config)
-    return bucket
+    plan = bucket_plan(name, ttl, is_durable=is_durable, max_bytes=max_bytes)
+    await ensure_stream(connection, plan)
+    return Bucket(connection, name)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from nats import errors
 
 from sage_bus.bus import NO_HEADERS, BusEvent, Received
-from sage_bus.checks import check_pattern, check_target
+from sage_bus.checks import check_pattern, check_target, is_from_stream
 from sage_bus.connection import Connection
 from sage_bus.job_queue import NatsJobQueue, open_job_queue
 from sage_bus.key_value import NatsKeyValue, open_bucket
 from sage_bus.lease import NatsLease, acquire_lease
 from sage_bus.nats_client import NatsClient
+from sage_bus.nkey import public_key
+from sage_bus.provisioning import Provisioned, provision
 from sage_bus.requests import ReplyInbox, received
-from sage_core import BusSettings, BusUnavailable, ConfigurationError, new_id
+from sage_bus.self_test import check_provisioned, check_rights
+from sage_bus.tls import tls_context
+from sage_core import BusError, BusSettings, BusUnavailable, ConfigurationError, new_id
+from sage_wire import subjects
+from sage_wire.roles import Role
 
 __all__ = ["BusStatistics", "NatsBus", "connect"]
 
@@ -40,6 +46,7 @@ class BusStatistics:
     num_callback_errors: int
     num_reconnects: int
     num_permission_errors: int
+    num_from_streams: int
 
 
 class NatsSubscription:
@@ -87,7 +94,8 @@ class NatsBus:
             num_refused=connection.outbound.num_refused,
             num_callback_errors=connection.client.num_callback_errors,
             num_reconnects=connection.num_reconnects,
-            num_permission_errors=connection.num_permission_errors,
+            num_permission_errors=connection.denials.num_denied,
+            num_from_streams=connection.denials.num_from_streams,
         )
 
     def publish(
@@ -144,6 +152,9 @@ class NatsBus:
             raise ConfigurationError(f"queue group is {queue!r}; expected 1 to 64 of [A-Za-z0-9_-]")
 
         def handle(subject: bytes, reply: bytes, payload: bytes, block: bytes) -> None:
+            if (reply or block) and is_from_stream(reply, block):
+                self._connection.denials.refused_stream(subject)
+                return
             callback(received(subject, reply, payload, block))
 
         sid = await self._connection.subscribe(subject, queue or "", handle, timeout=_SUBSCRIBE_SECONDS)
@@ -187,6 +198,10 @@ class NatsBus:
             max_queued=max_queued,
         )
 
+    async def provision(self, *, responses_bytes: int, job_ack_wait: float) -> Provisioned:
+        """See `sage_bus.provisioning.provision`. Needs the rights of the provisioner."""
+        return await provision(self._connection, responses_bytes=responses_bytes, job_ack_wait=job_ack_wait)
+
     async def round_trip(self, timeout: float = 2.0) -> float:
         """See `Bus.round_trip`."""
         loop = asyncio.get_running_loop()
@@ -216,38 +231,44 @@ class NatsBus:
 
 
 async def connect(
-    settings: BusSettings, *, name: str, inbox_prefix: str | None = None, ping_interval: float = 2.0
+    settings: BusSettings, *, name: str, role: str | None = None, ping_interval: float = 2.0
 ) -> NatsBus:
-    """Connect to NATS and prove both directions.
+    """Connect to NATS, prove both directions and, for a `role` with a seed, its rights.
 
-    `name` shows in the server's monitoring. `inbox_prefix` (`_INBOX_<role>_<id>`) is where replies arrive; it
-    must be this connection's alone, by default a random one. A server that says nothing for 2.5 `ping_interval`
-    counts as dead. Raises BusUnavailable where no server answers within `settings.connect_timeout`, naming the
-    last error, and ConfigurationError for settings that can never work.
+    `name` shows in the server's monitoring. Replies arrive under the inbox of the role; without one, under a random
+    one. A server that says nothing for 2.5 `ping_interval` counts as dead. Raises BusUnavailable where no server
+    answers within `settings.connect_timeout`, naming the last error, and ConfigurationError for settings that can
+    never work, a right that the role lacks, and what is missing on a provisioned server.
     """
     servers = [url.strip() for url in settings.url.split(",") if url.strip()]
     if not servers:
         raise ConfigurationError("bus.url is empty; expected nats://host:port")
-    if settings.credentials is not None and not settings.credentials.is_file():
-        raise ConfigurationError(f"bus.credentials: there is no file {settings.credentials}")
+    if settings.nkey_seed_file is not None:
+        _check_seed(settings.nkey_seed_file)
     connection = Connection(
-        NatsClient(requires_tls=settings.tls_ca is not None),
-        inbox=ReplyInbox(inbox_prefix or f"_INBOX_{new_id()}"),
+        NatsClient(requires_tls=settings.tls_ca_file is not None),
+        inbox=ReplyInbox(f"{subjects.inbox(role)}.{new_id()}" if role is not None else f"_INBOX_{new_id()}"),
         ping_interval=ping_interval,
         max_messages=settings.max_outbound,
         max_bytes=settings.max_outbound_bytes,
+        role=role or "",
+        is_provisioned=settings.is_provisioned,
     )
     try:
         async with asyncio.timeout(settings.connect_timeout):
             await connection.open(
-                servers, name=name, tls=_tls_context(settings), seed_file=settings.credentials
+                servers, name=name, tls=tls_context(settings), seed_file=settings.nkey_seed_file
             )
+        await _check_role(connection, settings, role)
     except TimeoutError:
         await connection.close(0.1)
         reason = f": {connection.last_error}" if connection.last_error else ""
         raise BusUnavailable(
             f"no NATS server at {_without_secrets(settings.url)} answered within {settings.connect_timeout:g} s{reason}"
         ) from None
+    except BusError as error:  # of its own inbox
+        await connection.close(0.1)
+        raise ConfigurationError(error.message) from None
     except errors.Error as error:
         await connection.close(0.1)
         raise ConfigurationError(f"bus.url = {_without_secrets(settings.url)!r}: {error}") from None
@@ -263,15 +284,25 @@ async def connect(
     return NatsBus(connection)
 
 
+def _check_seed(file: Path) -> None:
+    try:
+        public_key(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"bus.nkey_seed_file: cannot read {file}: {error.strerror}") from None
+    except (ConfigurationError, UnicodeDecodeError) as error:
+        reason = error.message if isinstance(error, ConfigurationError) else "it is not text"
+        raise ConfigurationError(f"bus.nkey_seed_file: {file}: {reason}") from None
+
+
+async def _check_role(connection: Connection, settings: BusSettings, role: str | None) -> None:
+    if role not in frozenset(Role):
+        return
+    if settings.nkey_seed_file is not None:
+        await check_rights(connection, Role(role))
+    if settings.is_provisioned:
+        await check_provisioned(connection, Role(role))
+
+
 def _without_secrets(url: str) -> str:
     """Return the URLs as a log may show them: a password or token before the host becomes `***`."""
     return re.sub(r"(?<=//)[^/@,]*@", "***@", url)
-
-
-def _tls_context(settings: BusSettings) -> ssl.SSLContext | None:
-    if settings.tls_ca is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=settings.tls_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"bus.tls_ca: cannot read {settings.tls_ca}: {error}") from None

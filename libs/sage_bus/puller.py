@@ -18,7 +18,7 @@ from sage_bus.bus import BusEvent
 from sage_bus.connection import Connection
 from sage_bus.header_block import header_status, parse_headers
 from sage_bus.job import DeadLetters, Delivery, NatsJob
-from sage_core import BusUnavailable, Internal, Overloaded, SageError
+from sage_core import BusUnavailable, ConfigurationError, Internal, Overloaded, SageError
 
 __all__ = ["JobPuller"]
 
@@ -65,7 +65,8 @@ class JobPuller:
         self._max_deliver = max_deliver
         self._dead = dead
         self._ensure_consumer = ensure_consumer
-        self._is_consumer_gone = False
+        # A provisioned queue is opened without a look at its consumer: who only submits may not have one.
+        self._is_consumer_gone = connection.is_provisioned
         self._fetched: deque[tuple[NatsJob, float]] = deque()
         self._held: dict[NatsJob, float] = {}  # until when, by this process's clock
         self._pulls: list[_Pull] = []
@@ -164,6 +165,11 @@ class JobPuller:
         try:
             await self._ensure_consumer()
         except SageError as error:
+            if self._connection.is_provisioned and isinstance(error, ConfigurationError):
+                self._error = error
+                self._is_closed = True
+                self._arrived.set()
+                return
             log.info("job_consumer_missing", stream=self._stream, reason=error.message)
 
     def _is_silent(self, pull: _Pull, now: float) -> bool:

@@ -6,15 +6,32 @@ import importlib.metadata
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from sage_bus.server_users import render_users
 from sage_core import ConfigurationError
+from sage_wire.roles import Role
 
-__all__ = ["render", "server_binary"]
+__all__ = ["ServerTls", "render", "render_tls", "server_binary", "store_limit"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
 _MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """The server's certificate, as paths of PEM files on its host.
+
+    `ca` signs the certificates of clients; `is_client_checked`: a client must show one.
+    """
+
+    cert: Path
+    key: Path
+    ca: Path | None = None
+    is_client_checked: bool = False
 
 
 def render(
@@ -27,9 +44,13 @@ def render(
     max_file_store: int | None = None,
     max_memory_store: int = 256 * _MEBIBYTE,
     sync_always: bool = True,
+    users: Mapping[Role, str] | None = None,
+    tls: ServerTls | None = None,
 ) -> str:
     """Return the text of a nats-server configuration file.
 
+    With `users`, the public keys of the roles, only those may connect, and each may do only what `sage_wire.rights`
+    says. With `tls`, only TLS is spoken.
     `store_dir` holds the streams; the server creates it. `monitor_port` opens HTTP monitoring, on loopback
     only; None leaves it off. `max_file_store` is in bytes, by default 70 % of what is free on the file system
     of `store_dir`. `sync_always=False` gives up durability over a power cut for speed: tests only.
@@ -43,11 +64,9 @@ def render(
         raise ConfigurationError(f"nats-server host is {host!r}; expected a host name or an address")
     if _NAME.fullmatch(server_name) is None:
         raise ConfigurationError(f"nats-server name is {server_name!r}; expected 1 to 64 of [A-Za-z0-9_-]")
-    store = str(store_dir)
-    if any(character in store for character in '"\\\n\r'):
-        raise ConfigurationError(f"JetStream folder {store!r} has a quote, backslash or line break in it")
+    store = _quotable("JetStream folder", store_dir)
     if max_file_store is None:
-        max_file_store = _free_bytes(Path(store)) * 7 // 10
+        max_file_store = store_limit(Path(store), is_of_free=True)
     monitoring = "" if monitor_port is None else f'http: "127.0.0.1:{monitor_port}"\n'
     return f"""\
 # Written by SAGE; changes are lost at the next start.
@@ -77,6 +96,21 @@ jetstream {{
 feature_flags {{
   js_ack_fc_v2: false
 }}
+{render_tls(tls) if tls is not None else ""}{render_users(users) if users is not None else ""}"""
+
+
+def render_tls(tls: ServerTls) -> str:
+    """Return the `tls` part alone. Raises ConfigurationError."""
+    ca = f'  ca_file: "{_quotable("TLS CA file", tls.ca)}"\n' if tls.ca is not None else ""
+    if tls.is_client_checked and tls.ca is None:
+        raise ConfigurationError("clients' certificates cannot be checked without a CA file")
+    return f"""
+tls {{
+  cert_file: "{_quotable("TLS certificate", tls.cert)}"
+  key_file: "{_quotable("TLS key", tls.key)}"
+{ca}  verify: {"true" if tls.is_client_checked else "false"}
+  timeout: 5
+}}
 """
 
 
@@ -103,9 +137,20 @@ def server_binary() -> Path:
     return Path(found)
 
 
-def _free_bytes(path: Path) -> int:
-    """What is free where `path` will be created."""
+def store_limit(path: Path, *, is_of_free: bool = False) -> int:
+    """Return 70 % of the file system on which `path` will be created, or of what `is_of_free` on it, in bytes.
+
+    Of the whole, the figure is the same each time a configuration is written.
+    """
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    return (usage.free if is_of_free else usage.total) * 7 // 10
+
+
+def _quotable(what: str, path: Path | str) -> str:
+    text = str(path)
+    if any(character in text for character in '"\\\n\r'):
+        raise ConfigurationError(f"{what} {text!r} has a quote, backslash or line break in it")
+    return text

@@ -63,14 +63,7 @@ class NatsServer:
     def start(self) -> None:
         """Start the server and wait until it accepts clients. Raises BusUnavailable with the server's log."""
         folder = Path(self._folder.name)
-        config = folder / "nats.conf"
-        text = render(
-            port=self.port,
-            store_dir=folder / "jetstream",
-            max_file_store=2**30,
-            sync_always=self._sync_always,
-        )
-        config.write_text(text + self._extra_config)
+        config = self._write_config()
         with (folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [server_binary(), "-c", config], stdout=log, stderr=subprocess.STDOUT
@@ -94,6 +87,12 @@ class NatsServer:
         """End it in order. Idempotent."""
         self._end(signal.SIGTERM)
 
+    def reload(self, extra_config: str) -> None:
+        """Change what is appended to the configuration, without a restart."""
+        self._extra_config = extra_config
+        self._write_config()
+        os.kill(self.process_id, signal.SIGHUP)
+
     def freeze(self) -> None:
         """Stop it from running without closing a socket, as a dead host or a full disk does."""
         os.kill(self.process_id, signal.SIGSTOP)
@@ -105,6 +104,18 @@ class NatsServer:
     def thaw(self) -> None:
         """Undo `freeze`."""
         os.kill(self.process_id, signal.SIGCONT)
+
+    def _write_config(self) -> Path:
+        folder = Path(self._folder.name)
+        text = render(
+            port=self.port,
+            store_dir=folder / "jetstream",
+            max_file_store=2**30,
+            sync_always=self._sync_always,
+        )
+        config = folder / "nats.conf"
+        config.write_text(text + self._extra_config)
+        return config
 
     def _is_stopped(self) -> bool:
         threads = Path(f"/proc/{self.process_id}/task").glob("*/stat")

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sage_cli.commands import fitting, inspection, keys, lifecycle, settings, showcase, simulation, talk
+from sage_cli.commands import fitting, inspection, keys, lifecycle, nats, settings, showcase, simulation, talk
 from sage_cli.exits import CommandFailed, Exit, exit_code_of
 from sage_core import SageError
 from sage_core.settings import refuse_unknown_variables
@@ -29,6 +29,11 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(
     help="API keys of the gateway: make, list, rotate and revoke them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+nats_app = typer.Typer(
+    help="The bus of a cluster: its users and their rights, the server's configuration, streams.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -60,6 +65,10 @@ keys_app.command("list")(keys.list_keys)
 keys_app.command("rotate")(keys.rotate)
 keys_app.command("revoke")(keys.revoke)
 app.add_typer(keys_app, name="keys")
+nats_app.command("credentials")(nats.credentials)
+nats_app.command("config")(nats.config)
+nats_app.command("provision")(nats.provision)
+app.add_typer(nats_app, name="nats")
 
 
 def run(arguments: list[str]) -> int:

@@ -72,8 +72,22 @@ class BusSettings(Section):
     url: str = Field(
         f"nats://127.0.0.1:{NATS_PORT}", description="NATS server, or several separated by commas."
     )
-    credentials: Path | None = Field(None, description="File with an nkey seed for this role.")
-    tls_ca: Path | None = Field(None, description="PEM bundle that signs the server's certificate.")
+    nkey_seed_file: Path | None = Field(
+        None,
+        description="File with the nkey seed of this process's role, as `sage nats credentials` writes it.",
+    )
+    tls_ca_file: Path | None = Field(
+        None, description="PEM bundle that signs the server's certificate; with it, only TLS is spoken."
+    )
+    tls_cert_file: Path | None = Field(
+        None, description="Our own certificate, PEM, where the server asks for one."
+    )
+    tls_key_file: Path | None = Field(None, description="The key of `tls_cert_file`, PEM.")
+    is_provisioned: bool = Field(
+        False,
+        description="Streams, buckets and consumers were made by `sage nats provision`: nothing is created here, and "
+        "a missing one ends the start.",
+    )
     connect_timeout: Duration = Field(10.0, description="How long start-up waits for a first connection.")
     max_outbound: int = Field(
         65536, ge=64, description="Messages that may wait to be written before publish refuses."
@@ -96,6 +110,12 @@ class TelemetrySettings(Section):
     otlp_protocol: Literal["http", "grpc"] = Field("http", description="OTLP transport.")
     sample_ratio: float = Field(
         1.0, ge=0.0, le=1.0, description="Share of requests traced; decided at the gateway."
+    )
+    max_queued_spans: int = Field(
+        4096, ge=1, description="Spans that may wait for the collector; more are dropped and counted."
+    )
+    record_content: bool = Field(
+        False, description="Record prompts and answers in spans, the first 8,192 characters of each."
     )
     recent_spans: int = Field(8192, ge=0, description="Spans kept in memory for `sage trace`; 0 keeps none.")
     metrics_host: str = Field("127.0.0.1", description="Address that the Prometheus port listens on.")

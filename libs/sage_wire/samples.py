@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from sage_wire import subjects
 from sage_wire.codec import raw
 from sage_wire.messages import (
     Annotated,
@@ -202,7 +201,7 @@ _RUN: Final = RunPipeline(
     sampling=_SAMPLING,
     parameters={"collection": "docs"},
 )
-_REPLY_TO: Final = subjects.frames("gateway-1")
+_REPLY_TO: Final = "sage.v1.frames.gateway-1"
 _CANDIDATE: Final = ReceiptCandidate(instance_id="llm-worker-1", score=0.25, reason="full")
 _SPAN: Final = Span(
     trace_id="0af7651916cd43dd8448eb211c80319c",
@@ -367,6 +366,26 @@ SAMPLES: Final[dict[str, Message]] = {
         value=raw(Indexed(num_chunks=120, num_sources=12)),
         error=_ERROR,
     ),
+    "JobState.sources": JobState(
+        job_id="job-2",
+        status=JobStatus.SUCCEEDED,
+        pipeline="rag-docs",
+        attempt=1,
+        planner_id="planner-1",
+        num_nodes_done=5,
+        num_nodes=5,
+        text="A frame carries deltas. [1]",
+        sources=[_HIT],
+        queue_sequence=7,
+    ),
+    "JobState.traced": JobState(
+        job_id="job-3",
+        status=JobStatus.RUNNING,
+        pipeline="rag-docs",
+        attempt=2,
+        planner_id="planner-1",
+        traceparent=_TRACEPARENT[:-1] + "1",
+    ),
     "JsonObject": JsonObject(),
     "JsonSchema": JsonSchema(schema='{"type":"object"}'),
     "Lead": Lead(pool="qwen", scheduler_id="scheduler-1", fence=18),
@@ -473,6 +492,17 @@ SAMPLES: Final[dict[str, Message]] = {
         name="qwen", task="generate", engine="vllm", tool_format="hermes", reasoning_format="think"
     ),
     "Span": _SPAN,
+    "Span.links": Span(
+        trace_id="0af7651916cd43dd8448eb211c80319c",
+        span_id="00f067aa0ba902b7",
+        parent_id=None,
+        name="submit qwen",
+        service="gateway",
+        start_ns=1_700_000_000_250_000_000,
+        end_ns=1_700_000_000_750_000_000,
+        kind="client",
+        links=["0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"],
+    ),
     "Split": Split(documents=[_DOCUMENT], chunk_chars=500, overlap_chars=50),
     "SplitChunks": SplitChunks(chunks=[_CHUNK]),
     "Started": Started(worker_id="llm-worker-1", model="qwen", queue_ms=1.5),

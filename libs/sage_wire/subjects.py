@@ -8,7 +8,7 @@ Requests (core NATS; lost when nobody listens):
     sage.v1.worker.<worker>.dispatch       requests for one worker
     sage.v1.worker.<worker>.cancel         cancel by request id
     sage.v1.worker.<worker>.lead           which scheduler leads a pool of the worker now
-    sage.v1.frames.<consumer>              deltas and answers for one consumer (a gateway, a planner, a command)
+    sage.v1.frames.<role>.<consumer>       deltas and answers for one consumer (a gateway, a planner, a command)
     sage.v1.actor.<actor>.<verb>           asked of one actor (ping, drain, inspect …)
     sage.v1.every.<verb>                   asked of every actor (discover, spans …)
     sage.v1.announce.<kind>.<actor>        presence
@@ -51,10 +51,14 @@ __all__ = [
     "actor",
     "announce",
     "bucket_changes",
+    "bucket_keys",
+    "bucket_stream",
     "check_subject",
     "dead_letters",
+    "dead_stream",
     "every",
     "frames",
+    "inbox",
     "is_pool_lease",
     "pool_cancel",
     "pool_lease",
@@ -157,9 +161,9 @@ def worker_lead(worker_id: str) -> str:
     return f"sage.v1.worker.{worker_id}.lead"
 
 
-def frames(consumer_id: str) -> str:
-    """Where a consumer receives the frames of all its requests."""
-    return f"sage.v1.frames.{consumer_id}"
+def frames(consumer_id: str, role: str = "operator") -> str:
+    """Where a consumer receives the frames of all its requests. By role, so that one role cannot read another's."""
+    return f"sage.v1.frames.{role}.{consumer_id}"
 
 
 def actor(actor_id: str, verb: str) -> str:
@@ -177,9 +181,29 @@ def announce(kind: str, actor_id: str) -> str:
     return f"sage.v1.announce.{kind}.{actor_id}"
 
 
+def inbox(role: str) -> str:
+    """Prefix of the subjects on which processes of `role` are answered: `<prefix>.<process>.<token>`."""
+    return f"_INBOX_{role}"
+
+
 def dead_letters(stream: str) -> str:
     """Where the jobs that the work queue `stream` gave up are stored."""
     return f"sagedead.v1.{stream}"
+
+
+def dead_stream(stream: str) -> str:
+    """Name the stream of `dead_letters(stream)`."""
+    return f"{stream}_DEAD"
+
+
+def bucket_stream(bucket: str) -> str:
+    """Name the stream behind `bucket`."""
+    return f"KV_{bucket}"
+
+
+def bucket_keys(bucket: str) -> str:
+    """Prefix of the subjects on which the keys of `bucket` are written."""
+    return f"$KV.{bucket}"
 
 
 def bucket_changes(bucket: str) -> str:

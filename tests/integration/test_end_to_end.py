@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from integration_instances import Instance
+from integration_instances import SAGE, Instance
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -216,6 +216,35 @@ def test_status_shows_six_ready_actors(instance: Instance) -> None:
     actors = instance.json("status")["actors"]
     kinds = sorted(actor["kind"] for actor in actors if actor["state"] == "ready")
     assert kinds == ["embedding-worker", "gateway", "llm-worker", "operator-worker", "planner", "scheduler"]
+
+
+def test_a_cluster_is_found_by_the_url_of_its_bus(instance: Instance, tmp_path: Path) -> None:
+    (runtime,) = instance.home.rglob("instance.json")
+    bus_url = json.loads(runtime.read_text())["bus_url"]
+    elsewhere = instance.environment | {"SAGE_BUS__URL": bus_url, "XDG_RUNTIME_DIR": str(tmp_path)}
+    asked = subprocess.run(
+        [SAGE, "status", "--wait-ready", "20", "--json"],
+        env=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)
+    assert (found["is_cluster"], found["is_ready"], len(found["actors"])) == (True, True, 6)
+    assert [(host["name"], len(host["actors"])) for host in found["hosts"]] == [(socket.gethostname(), 6)]
+    assert found["bus"] in bus_url
+    assert "@" not in found["bus"]
+    unknown = subprocess.run(
+        [SAGE, "trace", "0" * 32], env=elsewhere, capture_output=True, text=True, check=False
+    )
+    assert "no actor remembers" in unknown.stderr
+    expected = subprocess.run(
+        [SAGE, "status", "--wait-ready", "0", "--expect", "gateway", "--expect", "gateway"],
+        env=elsewhere, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert expected.returncode == 4
+    assert "not ready: gateway" in expected.stdout
 
 
 def test_indexing_again_removes_what_is_gone_and_takes_whatever_max_bytes_allows(

@@ -195,7 +195,11 @@ class FindSpans(Message, frozen=True):
 
 
 class Span(Message, frozen=True):
-    """A finished span. Times are Unix nanoseconds of the host that recorded it."""
+    """A finished span. Times are Unix nanoseconds of the host that recorded it.
+
+    `kind` is internal, server, client, producer or consumer. `links` are the earlier attempts that this one is made
+    for, each as `trace_id-span_id`.
+    """
 
     trace_id: str
     span_id: str
@@ -206,6 +210,8 @@ class Span(Message, frozen=True):
     end_ns: int
     is_error: bool = False
     attributes: dict[str, str | int | float | bool] = {}
+    kind: str = "internal"
+    links: list[str] = []
 
 
 class FoundSpans(Message, frozen=True):

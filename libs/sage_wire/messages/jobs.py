@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from sage_wire.messages.base import Message, WireError
-from sage_wire.messages.work import RunPipeline
+from sage_wire.messages.work import Hit, RunPipeline
 
 __all__ = ["JOB_STATE_SECONDS", "NO_VALUE", "JobState", "JobStatus", "SubmitJob"]
 
@@ -43,7 +43,9 @@ class JobState(Message, frozen=True):
     """The value of key `job_id` in bucket `subjects.JOBS_BUCKET`, changed by compare-and-set only.
 
     `text` is what the pipeline generated, `value` what it put out instead (as in `Output`). `value` is `NO_VALUE`
-    where there is none: msgspec cannot decode a Raw that may also be null.
+    where there is none: msgspec cannot decode a Raw that may also be null. `sources` are the passages that `text`
+    rests on, in the order of their numbers. `queue_sequence` is the number that the queue gave to the job,
+    `traceparent` the span of its latest run, where that is traced.
     """
 
     job_id: str
@@ -56,3 +58,6 @@ class JobState(Message, frozen=True):
     text: str = ""
     value: msgspec.Raw = NO_VALUE
     error: WireError | None = None
+    sources: list[Hit] = []
+    queue_sequence: int = 0
+    traceparent: str | None = None

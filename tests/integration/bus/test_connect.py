@@ -58,8 +58,8 @@ async def test_the_second_of_two_servers_is_found():
     [
         ({"url": " , "}, r"bus\.url is empty"),
         ({"url": "nats://[", "connect_timeout": 0.3}, r"bus\.url"),
-        ({"credentials": Path("/not/there")}, r"bus\.credentials: there is no file /not/there"),
-        ({"tls_ca": Path("/not/there")}, r"bus\.tls_ca"),
+        ({"nkey_seed_file": Path("/not/there")}, r"bus\.nkey_seed_file: cannot read /not/there"),
+        ({"tls_ca_file": Path("/not/there")}, r"bus\.tls_ca_file"),
     ],
 )
 async def test_settings_that_can_never_work_are_named(options, named):
@@ -69,7 +69,7 @@ async def test_settings_that_can_never_work_are_named(options, named):
 
 async def test_an_inbox_prefix_that_peers_would_not_answer_is_refused():
     with pytest.raises(BusError, match="_INBOX"):
-        await connect(BusSettings(), name="test", inbox_prefix="elsewhere")
+        await connect(BusSettings(), name="test", role="a b")
 
 
 async def test_a_bucket_made_otherwise_is_refused_by_name():

@@ -352,7 +352,7 @@ async def test_a_denied_publish_or_subscribe_raises_nothing():
         assert client.is_connected
         await client.close()
 
-        bus = await connect(BusSettings(url=url), name="limited", inbox_prefix="_INBOX_limited")
+        bus = await connect(BusSettings(url=url), name="limited", role="limited")
         events: list[tuple[BusEvent, str]] = []
         bus.on_event(lambda event, detail: events.append((event, detail)))
         with pytest.raises(BusError, match=r"may not subscribe to denied\.b"):
@@ -373,7 +373,7 @@ async def test_a_client_goes_on_in_plain_text_where_the_server_offers_no_tls(nat
         await client.flush()
         assert client.is_connected
 
-    settings = BusSettings(url=nats.server.url, tls_ca=certifi.where(), connect_timeout=0.5)
+    settings = BusSettings(url=nats.server.url, tls_ca_file=certifi.where(), connect_timeout=0.5)
     with pytest.raises(BusUnavailable, match="TLS is required"):
         await connect(settings, name="encrypted")
 

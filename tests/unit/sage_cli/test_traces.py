@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import structs
 from rich.console import Console
 
 from sage_cli.traces import lay_out, total_ms, trace_table
@@ -54,6 +55,17 @@ def test_repeated_siblings_are_one_line_with_their_children_below() -> None:
         ("call", 3, 2),
     ]
     assert stages[1].total_ms == 4.0
+
+
+def test_an_attempt_that_links_to_an_earlier_one_is_a_line_of_its_own() -> None:
+    first = span("submit p", "root", 1, 4, id="first", is_error=True)
+    again = structs.replace(span("submit p", "root", 4, 9, id="again"), links=["t-first"])
+    stages = lay_out([span("root", None, 0, 10), first, again])
+    assert [(stage.name, stage.is_error) for stage in stages] == [
+        ("root", False),
+        ("submit p", True),
+        ("submit p (retry)", False),
+    ]
 
 
 def test_a_span_reported_twice_counts_once() -> None:

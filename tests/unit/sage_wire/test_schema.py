@@ -98,7 +98,7 @@ def test_every_subject_is_in_the_document() -> None:
         subjects.pool_report("m").replace(token, "{pool}"),
         subjects.worker_dispatch("{worker}"),
         subjects.worker_cancel("{worker}"),
-        subjects.frames("{consumer}"),
+        subjects.frames("{consumer}", "{role}"),
         subjects.announce("{kind}", "{actor}"),
         subjects.RECEIPTS_FIND,
         subjects.JOBS_SUBMIT,
