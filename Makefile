@@ -3,12 +3,12 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/pytest
 SETUP  := $(VENV)/.installed-dev
-CODE   := libs services native tests loadtests docs
+CODE   := libs services native tests loadtests docs examples deploy/ansible
 
 .DEFAULT_GOAL := help
 .PHONY: help setup format lint types layers unit integration native-test proto proto-check wheel-test test \
         bench bench-peers soak bench-scheduler bench-scheduling validate-simulator live-vs-simulated retrieval \
-        test-vllm conformance clean
+        test-vllm conformance system rollout clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-19s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,13 @@ test-vllm:  ## Install vLLM (CPU build) in its own venv and test it through the 
 
 conformance: $(SETUP)  ## Run other people's clients and test suites against SAGE (fetches them; about 15 minutes)
 	PYTHONPATH=tests $(PYTHON) -m conformance
+
+system: $(SETUP)  ## Build the images of deploy/compose and test the stack in containers (about 15 minutes; root, Docker)
+	tests/system/run.sh
+
+# The Python that wheels are built for: that of the hosts.
+rollout:  ## Roll out to three hosts in containers with deploy/ansible and check them (about 20 minutes; root)
+	PYTHONPATH=tests python3 -m rollout $(ARGS)
 
 clean:  ## Remove what builds and tests left behind
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis native/sage_native/*.so
