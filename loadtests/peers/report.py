@@ -39,9 +39,9 @@ def page(report: Report) -> str:
         _opening(report),
         "## What was aimed for\n",
         _table(
-            ["aim", "found", "met"],
+            ["aim", "found", "met", "what limits it"],
             [
-                [aim.text, aim.found, {True: "yes", False: "**no**", None: "-"}[aim.is_met]]
+                [aim.text, aim.found, {True: "yes", False: "**no**", None: "-"}[aim.is_met], aim.limit]
                 for aim in report.aims
             ],
         ),

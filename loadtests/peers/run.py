@@ -210,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(terminal.listing(SYSTEMS.values(), workloads.WORKLOADS.values()))
         return 0
     if options.render:
-        write_page(msgspec.json.decode(options.render.read_bytes(), type=Report))
+        stored = msgspec.json.decode(options.render.read_bytes(), type=Report)
+        write_page(msgspec.structs.replace(stored, aims=summary.aims(stored.figures)))
         return 0
     try:
         ground = Ground.prepare(is_urgent=not options.polite, sample_ratio=options.sample_ratio)

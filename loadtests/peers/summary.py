@@ -62,11 +62,12 @@ Summary = Mapping[str, Mapping[str, Figures]]
 
 
 class Aim(msgspec.Struct, frozen=True):
-    """Something that was aimed for. `is_met` is None where it was not measured."""
+    """Something that was aimed for. `is_met` is None where it was not measured; `limit`: what stands in its way."""
 
     text: str
     found: str
     is_met: bool | None
+    limit: str = ""
 
 
 def figures(runs: Sequence[Run]) -> Figures:
@@ -125,7 +126,13 @@ def _requests_aim(summary: Summary) -> Aim:
         return Aim(text, "not measured", None)
     ratio = own.requests_per_s / other.requests_per_s
     found = f"{own.requests_per_s:,.0f} to {other.requests_per_s:,.0f}: {ratio:.2f} times"
-    return Aim(text, found, ratio >= 1.5)
+    cpu = own.cpu_ms_per_request.get("gateway", 0.0)
+    limit = (
+        f"{cpu * 1000:.0f} µs of the core per request; {cpu * 1000 * ratio / 1.5:.0f} would do it. A request crosses "
+        "the bus, so it is encoded, followed and decoded once more than in a router that calls its engines by HTTP; "
+        "no single function stands out any more"
+    )
+    return Aim(text, found, ratio >= 1.5, limit if ratio < 1.5 else "")
 
 
 def _tokens_aim(summary: Summary) -> Aim:
@@ -147,15 +154,28 @@ def _tokens_aim(summary: Summary) -> Aim:
 
 
 def _added_aims(summary: Summary) -> list[Aim]:
-    own = _find(summary, "sage", "paced-c64")
+    own, alone = _find(summary, "sage", "paced-c64"), _find(summary, "sage", "chat16-c1")
     p50, p99 = (None, None) if own is None else (own.added_p50_ms, own.added_p99_ms)
+    limit = ""
+    if (
+        own is not None
+        and alone is not None
+        and own.transit_p50_ms is not None
+        and alone.added_p50_ms is not None
+    ):
+        limit = (
+            f"four processes wake one after the other: {alone.added_p50_ms:.2f} ms on an idle system, parts below. At "
+            "64 streams each of them first does what it has begun for the others, whose tokens come every 10 ms together: "
+            f"the way of a token alone takes {own.transit_p50_ms:.2f} ms"
+        )
     return [
         Aim(
-            f"the whole system adds at most {limit:g} ms to TTFT at {share} of 64 streams, scheduling included",
+            f"the whole system adds at most {aim:g} ms to TTFT at {share} of 64 streams, scheduling included",
             "not measured" if value is None else f"{value:.2f} ms",
-            None if value is None else value <= limit,
+            None if value is None else value <= aim,
+            "" if value is None or value <= aim else limit,
         )
-        for share, limit, value in (("p50", 1.0, p50), ("p99", 3.0, p99))
+        for share, aim, value in (("p50", 1.0, p50), ("p99", 3.0, p99))
     ]
 
 
