@@ -11,6 +11,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from summary import Figures, Summary
 
 __all__ = ["draw"]
@@ -36,6 +37,8 @@ def _rates(axes: Axes, summary: Summary, workload: str, field: str, title: str) 
     }
     bars = axes.barh(list(values), list(values.values()), color=[_colour(name) for name in values])
     axes.bar_label(bars, [f"{value:,.0f}" for value in values.values()], padding=3, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _finish(axes, title)
 
 

@@ -165,7 +165,8 @@ def _added_aims(summary: Summary) -> list[Aim]:
     ):
         limit = (
             f"four processes wake one after the other: {alone.added_p50_ms:.2f} ms on an idle system, parts below. At "
-            "64 streams each of them first does what it has begun for the others, whose tokens come every 10 ms together: "
+            "64 streams each of them first does what it has begun for the others, whose tokens come every 10 ms "
+            "together: "
             f"the way of a token alone takes {own.transit_p50_ms:.2f} ms"
         )
     return [
