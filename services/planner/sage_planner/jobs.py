@@ -186,6 +186,10 @@ class JobPuller:
         plan: Plan | None = None
         refusal: SageError | None = None
         try:
+            if submitted.budget_ms <= 0:
+                raise BadRequest(
+                    f"'budget_ms': found {submitted.budget_ms}; expected at least 1", param="budget_ms"
+                )
             plan = self._make_plan(submitted.run)
         except SageError as error:
             refusal = error

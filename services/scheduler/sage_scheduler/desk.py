@@ -34,6 +34,7 @@ from sage_policy import (
 from sage_policy import Cancelled as CancelledEvent
 from sage_policy import Dispatch as DispatchCommand
 from sage_policy.python_policy import PolicyFailure
+from sage_scheduler.bounds import misfit
 from sage_scheduler.held import Held, HeldRequests, attempt_of, key_of, request_id_of
 from sage_scheduler.instances import PoolFacts, pool_facts
 from sage_scheduler.outgoing import (
@@ -151,6 +152,8 @@ class SchedulingDesk:
         key = key_of(submit.request_id, submit.attempt)
         if key in self._held:
             return [self._answer(submit)]
+        if (refusal := misfit(submit)) is not None:
+            return [self._answer(submit, refusal)]
         self._held.add(key, Held(submit, deadline, now))
         outgoing = self._run(_submitted(key, submit, deadline, pool.facts), now, refusable=key)
         held = self._held.get(key)
