@@ -28,6 +28,7 @@ __all__ = [
     "DEFAULT_NAME",
     "Instance",
     "cluster_bus",
+    "find_gateway_site",
     "find_instance",
     "find_site",
     "gateway_of",
@@ -186,17 +187,32 @@ def find_site(name: str, *, wait: float = 0.0) -> Instance:
     bus = cluster_bus() if name == DEFAULT_NAME else None
     if bus is None:
         return find_instance(name, wait=wait)
-    address = public_address(bus.url)
-    gateway_url = os.environ.get("OPENAI_BASE_URL", "").rstrip("/").removesuffix("/v1")
+    return _cluster(public_address(bus.url))
+
+
+def find_gateway_site(name: str) -> Instance:
+    """Return what `find_site` does; where nothing runs here, the gateway alone that OPENAI_BASE_URL names.
+
+    An instance of this machine comes first: OPENAI_BASE_URL may be set for other programs.
+    """
+    is_elsewhere = name == DEFAULT_NAME and cluster_bus() is None and not is_running(Paths.for_instance(name))
+    return _cluster("") if is_elsewhere and _base_url() else find_site(name)
+
+
+def _cluster(address: str) -> Instance:
     return Instance(
         name=f"cluster-{pool_token(address)}",
         pid=0,
         bus_url=address,
-        gateway_url=gateway_url,
+        gateway_url=_base_url(),
         started=0.0,
         kinds=list(KINDS),
         is_cluster=True,
     )
+
+
+def _base_url() -> str:
+    return os.environ.get("OPENAI_BASE_URL", "").rstrip("/").removesuffix("/v1")
 
 
 def cluster_bus() -> BusSettings | None:

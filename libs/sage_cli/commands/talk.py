@@ -33,9 +33,9 @@ def chat(
     Example:  sage chat "Which actors does SAGE have?" --model pipeline/rag-docs
     """
     from sage_cli.conversation import converse, say_once
-    from sage_cli.runtime import find_site, gateway_of
+    from sage_cli.runtime import find_gateway_site, gateway_of
 
-    gateway_url = gateway_of(find_site(name))
+    gateway_url = gateway_of(find_gateway_site(name))
     if prompt is not None:
         text = sys.stdin.read() if prompt == "-" else prompt
         asyncio.run(say_once(gateway_url, model, text, max_tokens=max_tokens, api_key=api_key))
@@ -105,10 +105,9 @@ def ask(
     Example:  sage ask "How does SAGE notice a dead worker?" --trace
     """
     from sage_cli.conversation import ask_documents
-    from sage_cli.runtime import find_site
+    from sage_cli.runtime import find_gateway_site
 
-    asyncio.run(
-        ask_documents(
-            find_site(name), model, question, collection=collection, is_traced=trace, api_key=api_key
-        )
-    )
+    site = find_gateway_site(name)
+    if trace and not site.bus_url:
+        fail("--trace asks the actors, on the bus; set SAGE_BUS__URL", Exit.USAGE)
+    asyncio.run(ask_documents(site, model, question, collection=collection, is_traced=trace, api_key=api_key))

@@ -12,7 +12,7 @@ from rich.console import Console
 from sage_bus.testing import free_port
 from sage_cli.app import run
 from sage_cli.exits import CommandFailed
-from sage_cli.runtime import Instance, find_site, gateway_of
+from sage_cli.runtime import Instance, find_gateway_site, find_site, gateway_of
 from sage_cli.status import Observed, report, status_table
 from sage_wire.messages import Announcement, ServedModel
 
@@ -176,6 +176,16 @@ def test_the_settings_name_a_cluster_and_no_secret_of_the_url_is_kept(
     assert gateway_of(found) == "http://edge-1:8080"
     monkeypatch.setenv("SAGE_BUS__URL", "nats://nats-3:4222")
     assert find_site("default").name != found.name
+
+
+def test_a_gateway_elsewhere_is_enough_to_talk_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://edge-1:8080/v1")
+    assert gateway_of(find_gateway_site("default")) == "http://edge-1:8080"
+    with pytest.raises(CommandFailed, match="no instance 'default' is running"):
+        find_site("default")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(CommandFailed, match="no instance 'default' is running"):
+        find_gateway_site("default")
 
 
 def test_a_file_names_a_cluster_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
