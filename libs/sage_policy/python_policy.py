@@ -46,6 +46,9 @@ __all__ = ["GuardedPolicy", "PolicyFailure", "native_of"]
 _MAX_TIMERS: Final = 10_000
 """Timers that may fire one after the other without the clock moving: a policy that arms more stands still."""
 
+_MAX_SHOWN: Final = 300
+"""Characters of an exception that clients and `sage status` are shown."""
+
 _TIER_CLASSES = ("interactive", "normal", "batch")
 
 
@@ -62,6 +65,8 @@ class PolicyFailure(ConfigurationError):
     def __init__(self, policy: Policy, error: BaseException) -> None:
         place = _place(policy, error)
         what = " ".join(f"{type(error).__name__}: {error}".split())
+        # Native code quotes every argument that it cannot take.
+        what = what if len(what) <= _MAX_SHOWN else f"{what[:_MAX_SHOWN]}…"
         super().__init__(f"policy {_label(policy)} failed: {what}{f' ({place})' if place else ''}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sage_policy import Command, Decision, Dispatch, Event, Shed, Submitted
+from sage_policy.python_policy import PolicyFailure
 from sage_scheduler.desk import SchedulingDesk
 from sage_scheduler.outgoing import SendAnswer, SendDispatch
 from unit.sage_scheduler.test_desk import FENCE, MODEL, announce, failures, submit
@@ -76,6 +77,12 @@ def test_a_policy_that_raises_costs_what_waits_and_is_told_in_one_line() -> None
     receipt = scheduling.receipt("bad")
     assert receipt is not None
     assert receipt.reason == told[0]
+
+
+def test_a_long_exception_is_shown_in_part() -> None:
+    failure = PolicyFailure(Mistaken(), TypeError("incompatible arguments\n" + "x" * 5000))
+    assert "incompatible arguments x" in str(failure)
+    assert len(str(failure)) < 500
 
 
 def test_what_is_no_command_is_a_failure_of_the_policy() -> None:
