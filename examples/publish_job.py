@@ -9,6 +9,7 @@ import asyncio
 import re
 import sys
 import uuid
+from pathlib import Path
 
 import msgpack
 import nats
@@ -76,4 +77,9 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if not re.fullmatch("[A-Za-z0-9_-]{1,128}", given.job_id):
         parser.error(f"--job-id is {given.job_id!r}; expected 1 to 128 of A-Z a-z 0-9 _ -")
+    seed = Path(given.nkey_seed) if given.nkey_seed else None
+    if seed and not (
+        seed.is_file() and re.match("SU[A-Z2-7]{56}$", seed.read_text("utf-8", "replace").strip())
+    ):
+        parser.error(f"--nkey-seed: {seed} holds no seed of a user, 58 characters that begin with SU")
     sys.exit(asyncio.run(main(given)))
