@@ -30,7 +30,16 @@ from sage_core import (
     Overloaded,
     SageError,
 )
-from sage_telemetry import SpanHandle, get_logger, is_sampled, metrics, semconv, start_span, use_parent
+from sage_telemetry import (
+    SpanHandle,
+    describe_message,
+    get_logger,
+    is_sampled,
+    metrics,
+    semconv,
+    start_span,
+    use_parent,
+)
 from sage_wire import CallHeaders, decode, encode
 from sage_wire.headers import CANCEL, ERROR
 from sage_wire.messages import WireError
@@ -372,11 +381,8 @@ def _span(letter: Letter) -> SpanHandle:
         parent=call.traceparent,
         kind="server",
         attributes={
+            **describe_message(semconv.SPAN_HANDLE, semconv.OPERATION_TYPE_PROCESS, call.subject),
             semconv.CALL_VERB: letter.verb,
-            semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
-            semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_HANDLE,
-            semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_PROCESS,
-            semconv.MESSAGING_DESTINATION_NAME: call.subject,
             semconv.MESSAGING_MESSAGE_BODY_SIZE: len(letter.received.payload),
         },
     )

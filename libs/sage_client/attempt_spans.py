@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sage_core import SageError
-from sage_telemetry import SpanHandle, describe_work, semconv, start_span
+from sage_telemetry import SpanHandle, describe_message, describe_work, semconv, start_span
 from sage_wire import subjects
 from sage_wire.messages import Work
 
@@ -48,15 +48,16 @@ def begin_attempt(request: OpenRequest, attempt: int, work: Work, now: float) ->
         retry_of=retry_of,
     )
     if handle.is_recording:
-        for name, value in describe_work(work).items():
+        subject = subjects.pool_submit(request.pool)
+        attributes = {
+            **describe_work(work),
+            **describe_message(semconv.SPAN_SUBMIT, semconv.OPERATION_TYPE_SEND, subject),
+            semconv.REQUEST_ID: request.request_id,
+            semconv.ATTEMPT: attempt,
+            semconv.POOL: request.pool,
+        }
+        for name, value in attributes.items():
             handle.set(name, value)
-        handle.set(semconv.MESSAGING_SYSTEM, semconv.MESSAGING_SYSTEM_NATS)
-        handle.set(semconv.MESSAGING_OPERATION_NAME, semconv.SPAN_SUBMIT)
-        handle.set(semconv.MESSAGING_OPERATION_TYPE, semconv.OPERATION_TYPE_SEND)
-        handle.set(semconv.MESSAGING_DESTINATION_NAME, subjects.pool_submit(request.pool))
-        handle.set(semconv.REQUEST_ID, request.request_id)
-        handle.set(semconv.ATTEMPT, attempt)
-        handle.set(semconv.POOL, request.pool)
         request.span = AttemptSpan(attempt, handle)
     return handle.traceparent
 

@@ -14,7 +14,7 @@ from sage_telemetry.tracing import (
     start_span,
     use_parent,
 )
-from sage_telemetry.works import describe_answer, describe_work
+from sage_telemetry.works import describe_answer, describe_message, describe_work
 
 __all__ = [
     "AttributeValue",
@@ -23,6 +23,7 @@ __all__ = [
     "configure",
     "current_traceparent",
     "describe_answer",
+    "describe_message",
     "describe_work",
     "get_logger",
     "is_sampled",

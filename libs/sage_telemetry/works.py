@@ -1,4 +1,4 @@
-"""What a span says of a piece of work: its GenAI attributes, and its text where that may be recorded."""
+"""What a span says of a message, and of a piece of work: its GenAI attributes, its text where that may be recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sage_telemetry import semconv
 from sage_telemetry.tracing import AttributeValue, records_content
 from sage_wire.messages import ChatPrompt, Embed, Generate, Rerank, Retrieve, RunPipeline, TextPrompt, Work
 
-__all__ = ["MAX_CONTENT_CHARS", "describe_answer", "describe_work"]
+__all__ = ["MAX_CONTENT_CHARS", "describe_answer", "describe_message", "describe_work"]
 
 MAX_CONTENT_CHARS: Final = 8192
 """What a text attribute keeps of its text: a batch of spans must stay below what collectors take."""
@@ -39,6 +39,16 @@ def describe_work(work: Work) -> dict[str, AttributeValue]:
     if records_content():
         attributes |= _content(work)
     return attributes
+
+
+def describe_message(operation: str, operation_type: str, destination: str) -> dict[str, AttributeValue]:
+    """Return the attributes of a span that sends or processes a message on the subject or stream `destination`."""
+    return {
+        semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
+        semconv.MESSAGING_OPERATION_NAME: operation,
+        semconv.MESSAGING_OPERATION_TYPE: operation_type,
+        semconv.MESSAGING_DESTINATION_NAME: destination,
+    }
 
 
 def describe_answer(text: str, finish_reason: str) -> dict[str, AttributeValue]:

@@ -9,6 +9,7 @@ from sage_core import SageError
 from sage_telemetry import (
     AttributeValue,
     describe_answer,
+    describe_message,
     describe_work,
     record_span,
     records_content,
@@ -35,11 +36,9 @@ class PerformTrace:
     __slots__ = ("_first_token_ns", "_is_generate", "_num_chars", "_started_ns", "_texts", "span")
 
     def __init__(self, assigned: Assigned, worker_id: str) -> None:
+        subject = subjects.worker_dispatch(worker_id)
         attributes: dict[str, AttributeValue] = {
-            semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
-            semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_PERFORM,
-            semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_PROCESS,
-            semconv.MESSAGING_DESTINATION_NAME: subjects.worker_dispatch(worker_id),
+            **describe_message(semconv.SPAN_PERFORM, semconv.OPERATION_TYPE_PROCESS, subject),
             semconv.MESSAGING_MESSAGE_ID: f"{assigned.request_id}/{assigned.attempt}",
             semconv.REQUEST_ID: assigned.request_id,
             semconv.ATTEMPT: assigned.attempt,

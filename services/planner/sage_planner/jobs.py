@@ -31,7 +31,7 @@ from sage_planner.job_rules import (
 from sage_planner.job_store import JobStore
 from sage_planner.metrics import JOBS, JOBS_RUNNING
 from sage_planner.settings import PlannerSection
-from sage_telemetry import get_logger, semconv, start_span
+from sage_telemetry import describe_message, get_logger, semconv, start_span
 from sage_wire import CallHeaders, decode, subjects
 from sage_wire.messages import (
     BATCH_CLASS,
@@ -230,10 +230,7 @@ class JobPuller:
             parent=parent,
             kind="consumer",
             attributes={
-                semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
-                semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_JOB,
-                semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_PROCESS,
-                semconv.MESSAGING_DESTINATION_NAME: subjects.JOBS_STREAM,
+                **describe_message(semconv.SPAN_JOB, semconv.OPERATION_TYPE_PROCESS, subjects.JOBS_STREAM),
                 semconv.JOB_ID: state.job_id,
                 semconv.ATTEMPT: state.attempt,
                 semconv.PIPELINE: state.pipeline,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
+from sage_core import SageError
 from sage_scheduler.held import Held
 from sage_scheduler.outgoing import SendDispatch
-from sage_telemetry import record_span, semconv
-from sage_wire.messages import WireError
+from sage_telemetry import describe_message, record_span, semconv
+from sage_wire.messages import Dispatch, Submit, WireError
 
 __all__ = ["record_dispatch", "record_shed"]
 
@@ -22,19 +23,7 @@ def record_dispatch(
     dispatch = item.dispatch
     end_ns = time.time_ns()
     dispatched_ns = end_ns - int((now - dispatched_at) * 1e9)
-    record_span(
-        semconv.SPAN_QUEUE,
-        parent=dispatch.traceparent,
-        start_ns=end_ns - int((now - item.submitted_at) * 1e9),
-        end_ns=dispatched_ns,
-        attributes={
-            semconv.REQUEST_ID: dispatch.request_id,
-            semconv.ATTEMPT: dispatch.attempt,
-            semconv.POOL: dispatch.pool,
-            semconv.SLO_CLASS: dispatch.slo_class,
-            semconv.TENANT: dispatch.tenant,
-        },
-    )
+    _record_queue(dispatch, end_ns - int((now - item.submitted_at) * 1e9), dispatched_ns)
     record_span(
         semconv.SPAN_DISPATCH,
         parent=dispatch.traceparent,
@@ -42,10 +31,7 @@ def record_dispatch(
         end_ns=end_ns,
         kind="producer",
         attributes={
-            semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
-            semconv.MESSAGING_OPERATION_NAME: semconv.SPAN_DISPATCH,
-            semconv.MESSAGING_OPERATION_TYPE: semconv.OPERATION_TYPE_SEND,
-            semconv.MESSAGING_DESTINATION_NAME: subject,
+            **describe_message(semconv.SPAN_DISPATCH, semconv.OPERATION_TYPE_SEND, subject),
             semconv.MESSAGING_MESSAGE_ID: f"{dispatch.request_id}/{dispatch.attempt}",
             semconv.MESSAGING_MESSAGE_BODY_SIZE: num_bytes,
             semconv.REQUEST_ID: dispatch.request_id,
@@ -58,19 +44,24 @@ def record_dispatch(
 
 def record_shed(held: Held, error: WireError, now: float) -> None:
     """Record the wait of a request that ends `now` with `error`, as no worker took it."""
-    submit = held.submit
     end_ns = time.time_ns()
+    _record_queue(held.submit, end_ns - int((now - held.since) * 1e9), end_ns, error.raised())
+
+
+def _record_queue(
+    request: Submit | Dispatch, start_ns: int, end_ns: int, error: SageError | None = None
+) -> None:
     record_span(
         semconv.SPAN_QUEUE,
-        parent=submit.traceparent,
-        start_ns=end_ns - int((now - held.since) * 1e9),
+        parent=request.traceparent,
+        start_ns=start_ns,
         end_ns=end_ns,
         attributes={
-            semconv.REQUEST_ID: submit.request_id,
-            semconv.ATTEMPT: submit.attempt,
-            semconv.POOL: submit.pool,
-            semconv.SLO_CLASS: submit.slo_class,
-            semconv.TENANT: submit.tenant,
+            semconv.REQUEST_ID: request.request_id,
+            semconv.ATTEMPT: request.attempt,
+            semconv.POOL: request.pool,
+            semconv.SLO_CLASS: request.slo_class,
+            semconv.TENANT: request.tenant,
         },
-        error=error.raised(),
+        error=error,
     )
