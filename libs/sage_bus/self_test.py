@@ -12,10 +12,9 @@ from sage_bus.connection import Connection
 from sage_bus.denials import RIGHTS_REMEDY
 from sage_bus.jetstream import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, api
 from sage_core import BusError, BusUnavailable, ConfigurationError, DeadlineExceeded, Unavailable
-from sage_wire import subjects
 from sage_wire.rights import USER_INFO, Rights, covers, rights
 from sage_wire.roles import Role
-from sage_wire.stores import BUCKETS, QUEUE_CONSUMER, QUEUES
+from sage_wire.stores import QUEUE_CONSUMER, QUEUES, streams_of
 
 __all__ = ["check_provisioned", "check_rights"]
 
@@ -83,7 +82,7 @@ def _lack(found: _Permissions, needed: Rights) -> str | None:
 
 async def check_provisioned(connection: Connection, role: Role) -> None:
     """Ask for every stream and consumer that `role` uses. Raises ConfigurationError naming the missing one."""
-    for name in _streams(role):
+    for name in streams_of(role):
         info = await api(connection, f"STREAM.INFO.{name}")
         if info.error is not None and info.error.err_code == STREAM_NOT_FOUND:
             raise ConfigurationError(f"stream {name} is missing; run `sage nats provision`")
@@ -94,17 +93,3 @@ async def check_provisioned(connection: Connection, role: Role) -> None:
                 raise ConfigurationError(
                     f"consumer {QUEUE_CONSUMER} of stream {queue.stream} is missing; run `sage nats provision`"
                 )
-
-
-def _streams(role: Role) -> list[str]:
-    found = [
-        subjects.bucket_stream(bucket.name)
-        for bucket in BUCKETS
-        if role in bucket.readers | bucket.followers | bucket.writers
-    ]
-    for queue in QUEUES:
-        if role in queue.submitters | queue.pullers:
-            found.append(queue.stream)
-        if role in queue.pullers | queue.listers:
-            found.append(subjects.dead_stream(queue.stream))
-    return found

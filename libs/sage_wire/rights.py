@@ -13,7 +13,7 @@ from typing import Final
 from sage_wire import subjects
 from sage_wire.channels import CHANNELS, RECEIVER_PARAMETER, SENDER_PARAMETER, Channel
 from sage_wire.roles import ACTOR_ROLES, Role
-from sage_wire.stores import BUCKETS, QUEUE_CONSUMER, QUEUES
+from sage_wire.stores import BUCKETS, QUEUE_CONSUMER, QUEUES, streams_of
 
 __all__ = ["READER_POOL", "USER_INFO", "Rights", "covers", "rights"]
 
@@ -111,11 +111,9 @@ def _stored(role: Role) -> set[str]:
     """Return the subjects of JetStream's interface that `role` needs, and those on which it stores."""
     if role is Role.PROVISIONER:
         return _provisioned()
-    found: set[str] = set()
+    found = {f"$JS.API.STREAM.INFO.{stream}" for stream in streams_of(role)}
     for bucket in BUCKETS:
         stream = subjects.bucket_stream(bucket.name)
-        if role in bucket.readers | bucket.followers | bucket.writers:
-            found |= {f"$JS.API.STREAM.INFO.{stream}"}
         if role in bucket.readers | bucket.followers:
             found |= {
                 f"$JS.API.STREAM.MSG.GET.{stream}",
@@ -126,20 +124,17 @@ def _stored(role: Role) -> set[str]:
             found |= {f"{subjects.bucket_keys(bucket.name)}.>"}
     for queue in QUEUES:
         dead = subjects.dead_stream(queue.stream)
-        if role in queue.submitters | queue.pullers:
-            found |= {f"$JS.API.STREAM.INFO.{queue.stream}"}
         if role in queue.submitters:
             found |= {queue.subject}
         if role in queue.pullers:
             found |= {
-                f"$JS.API.STREAM.INFO.{dead}",
                 f"$JS.API.CONSUMER.INFO.{queue.stream}.{QUEUE_CONSUMER}",
                 f"$JS.API.CONSUMER.MSG.NEXT.{queue.stream}.{QUEUE_CONSUMER}",
                 f"$JS.ACK.{queue.stream}.{QUEUE_CONSUMER}.>",
                 subjects.dead_letters(queue.stream),
             }
         if role in queue.listers:
-            found |= {f"$JS.API.STREAM.INFO.{dead}", f"$JS.API.DIRECT.GET.{dead}"}
+            found |= {f"$JS.API.DIRECT.GET.{dead}"}
     return found
 
 

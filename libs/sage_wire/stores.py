@@ -9,7 +9,18 @@ from sage_wire import roles, subjects
 from sage_wire.messages import JOB_STATE_SECONDS
 from sage_wire.roles import Role
 
-__all__ = ["BUCKETS", "JOBS", "LEASES", "QUEUES", "QUEUE_CONSUMER", "QUOTAS", "RESPONSES", "Bucket", "Queue"]
+__all__ = [
+    "BUCKETS",
+    "JOBS",
+    "LEASES",
+    "QUEUES",
+    "QUEUE_CONSUMER",
+    "QUOTAS",
+    "RESPONSES",
+    "Bucket",
+    "Queue",
+    "streams_of",
+]
 
 QUEUE_CONSUMER: Final = "workers"
 """The one consumer of a work queue; its pullers share it."""
@@ -69,3 +80,18 @@ QUEUES: Final = (
         listers=roles.OPERATOR.roles,
     ),
 )
+
+
+def streams_of(role: Role) -> list[str]:
+    """Return the names of the streams, buckets' among them, that `role` reads, follows or writes."""
+    found = [
+        subjects.bucket_stream(bucket.name)
+        for bucket in BUCKETS
+        if role in bucket.readers | bucket.followers | bucket.writers
+    ]
+    for queue in QUEUES:
+        if role in queue.submitters | queue.pullers:
+            found.append(queue.stream)
+        if role in queue.pullers | queue.listers:
+            found.append(subjects.dead_stream(queue.stream))
+    return found
