@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,12 +54,11 @@ class Hosts:
 
     def __enter__(self) -> Self:
         (self._work / "containers.conf").write_text(_CONTAINERS_CONF, "utf-8")
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove)
             self._remove_orphans()
             self._start()
-        except BaseException:
-            self._remove()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(

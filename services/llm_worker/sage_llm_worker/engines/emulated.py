@@ -343,6 +343,7 @@ class EmulatedEngine:
                 first = self._unheard.intersection(emitting)
                 if first:
                     self._emit_all(sorted(first), now)
+                    # The turn in which they leave: nothing is waited for.
                     await asyncio.sleep(0)
                     emitting = [number for number in emitting if number not in first]
             self._emit_all(emitting, now)
