@@ -23,12 +23,14 @@ _BUILD: Final = REPOSITORY / "build" / "peers"
 class Ground:
     """Where things are. The gateway has `gateway_core` to itself, all else shares `load_core`.
 
+    `sage`: the environment that SAGE is installed in, `is_compiled` with its compiled modules.
     `is_urgent`: measured processes take precedence over other work on the machine.
     `sample_ratio`: share of requests that SAGE traces.
     """
 
     tools: Path
     environments: Path
+    sage: Path
     work: Path
     gateway_core: int
     load_core: int
@@ -37,7 +39,7 @@ class Ground:
     sample_ratio: float
 
     @classmethod
-    def prepare(cls, *, is_urgent: bool, sample_ratio: float) -> Ground:
+    def prepare(cls, *, is_urgent: bool, sample_ratio: float, is_compiled: bool) -> Ground:
         """Make empty folders for this run. The first core is the gateway's, the second one everything else's."""
         cores = sorted(os.sched_getaffinity(0))
         work = _BUILD / "run"
@@ -46,6 +48,7 @@ class Ground:
         return cls(
             tools=build_tools(),
             environments=_BUILD / "environments",
+            sage=_BUILD / "environments" / ("sage" if is_compiled else "sage-interpreted"),
             work=work,
             gateway_core=cores[0],
             load_core=cores[min(1, len(cores) - 1)],

@@ -1,7 +1,6 @@
 """The Python that systems run on: the distribution's, as on an operator's host.
 
-Interpreters that version managers build from source are often built without profile-guided optimisation; such a one
-took 1.5 times as long for the same loop of method calls.
+Interpreters that version managers build from source are often built without profile-guided optimisation, and slow.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ class InstallFailed(Exception):
     """SAGE cannot be built or installed; says why."""
 
 
-def sage_python(environments: Path) -> str:
+def sage_python(environment: Path) -> str:
     """Return the interpreter that SAGE is installed for."""
-    return str(environments / "sage" / "bin" / "python")
+    return str(environment / "bin" / "python")
 
 
-def install_sage(environments: Path) -> None:
+def install_sage(folder: Path, *, is_compiled: bool) -> None:
     """Build and install the wheel where the sources have changed since. Takes two minutes. Raises InstallFailed."""
-    folder, wanted = environments / "sage", _fingerprint()
+    wanted = _fingerprint()
     mark = folder / _MARK
     if mark.exists() and mark.read_text("utf-8") == wanted:
         return
@@ -42,11 +42,12 @@ def install_sage(environments: Path) -> None:
     pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
     _run([
         sys.executable, *pip, "wheel", "--no-build-isolation", "--no-deps",
+        "--config-settings", f"cmake.define.SAGE_COMPILED={'ON' if is_compiled else 'OFF'}",
         "--wheel-dir", str(wheels), str(REPOSITORY),
     ])  # fmt: skip
     (wheel,) = wheels.glob("*.whl")
     _run([
-        sage_python(environments), *pip, "install", "--constraint", str(REPOSITORY / "configs/constraints.txt"),
+        sage_python(folder), *pip, "install", "--constraint", str(REPOSITORY / "configs/constraints.txt"),
         f"{wheel}[{_EXTRAS}]",
     ])  # fmt: skip
     mark.write_text(wanted, "utf-8")

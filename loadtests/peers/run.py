@@ -69,6 +69,7 @@ class Bench:
     num_runs: int
     max_foreign: float
     is_quick: bool
+    is_compiled: bool = True
     runs: list[measuring.Run] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     hops: dict[str, list[hops.Hop]] = dataclasses.field(default_factory=dict)
@@ -87,7 +88,7 @@ class Bench:
         """Install what is missing; drop the systems for which that fails."""
         if any(system.name in OWN for system in self.systems):
             try:
-                own_environment.install_sage(self.ground.environments)
+                own_environment.install_sage(self.ground.sage, is_compiled=self.is_compiled)
             except own_environment.InstallFailed as error:
                 for system in [system for system in self.systems if system.name in OWN]:
                     self._skip(system, str(error))
@@ -183,12 +184,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="share of requests that SAGE traces; all carry a trace header in any case (default 0)",
     )  # fmt: skip
     parser.add_argument(
+        "--interpreted", action="store_true", help="measure SAGE without its compiled modules"
+    )
+    parser.add_argument(
         "--polite", action="store_true", help="take no precedence over other processes of this machine"
     )
     options = parser.parse_args(arguments)
     options.systems = chosen(parser, "--peers", options.peers, SYSTEMS)
     options.workloads = chosen(parser, "--workload", options.workload, workloads.WORKLOADS)
-    options.is_complete = not (options.quick or options.peers or options.workload)
+    options.is_complete = not (options.quick or options.peers or options.workload or options.interpreted)
     return options
 
 
@@ -214,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_page(msgspec.structs.replace(stored, aims=summary.aims(stored.figures)))
         return 0
     try:
-        ground = Ground.prepare(is_urgent=not options.polite, sample_ratio=options.sample_ratio)
+        ground = Ground.prepare(
+            is_urgent=not options.polite,
+            sample_ratio=options.sample_ratio,
+            is_compiled=not options.interpreted,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         say(f"the tools cannot be built; cmake and a C++20 compiler are needed: {error}")
         return 3
@@ -225,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1 if options.quick else options.runs,
         options.max_foreign,
         options.quick,
+        not options.interpreted,
     )
     bench.make_ready()
     minutes = bench.seconds() / 60

@@ -106,7 +106,7 @@ class SageWhole:
         """See `System`."""
         self.bus = Bus(free_port(), secrets.token_hex(8))
         environment = _environment(self.name, ground, self.bus)
-        scheduler = [sage_python(ground.environments), "-m", "sage_scheduler", "--id", "scheduler"]
+        scheduler = [sage_python(ground.sage), "-m", "sage_scheduler", "--id", "scheduler"]
         return _plan(
             self.name,
             ground,
@@ -129,7 +129,7 @@ def _worker(ground: Ground, name: str, model: str, profile: str, environment: di
         "SAGE_LLM_WORKER__EMULATED__PROFILE": profile,
         "SAGE_LLM_WORKER__MAX_SEQUENCES": _MAX_SEQUENCES,
     }
-    command = [sage_python(ground.environments), str(PEERS / "stamping_worker.py"), "--id", name]
+    command = [sage_python(ground.sage), str(PEERS / "stamping_worker.py"), "--id", name]
     return Launch(name, command, environment=environment | settings)
 
 
@@ -150,7 +150,7 @@ def _plan(name: str, ground: Ground, bus: Bus, behind: list[Launch], quota: str 
     settings = {"SAGE_GATEWAY__PORT": str(port), "SAGE_GATEWAY__KEYS_FILE": str(keys)}
     gateway = Launch(
         "gateway",
-        [sage_python(ground.environments), "-m", "sage_gateway", "--id", "gateway"],
+        [sage_python(ground.sage), "-m", "sage_gateway", "--id", "gateway"],
         is_gateway=True,
         environment=_environment(name, ground, bus) | settings,
     )

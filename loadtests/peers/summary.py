@@ -129,8 +129,7 @@ def _requests_aim(summary: Summary) -> Aim:
     cpu = own.cpu_ms_per_request.get("gateway", 0.0)
     limit = (
         f"{cpu * 1000:.0f} µs of the core per request; {cpu * 1000 * ratio / 1.5:.0f} would do it. A request crosses "
-        "the bus, so it is encoded, followed and decoded once more than in a router that calls its engines by HTTP; "
-        "no single function stands out any more"
+        "the bus, so it is encoded, followed and decoded once more than in a router that calls its engines by HTTP"
     )
     return Aim(text, found, ratio >= 1.5, limit if ratio < 1.5 else "")
 
