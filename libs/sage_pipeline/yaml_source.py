@@ -193,6 +193,10 @@ def _convert_scalar(node: yaml.Node, file: str, problems: list[Problem]) -> obje
     return value
 
 
+_NEXT_LINE: Final = "\x85"
+"""PyYAML writes it as it is but reads it as a line break, and folds it. In double quotes it is escaped."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Block style for text of several lines, and list items indented under their key."""
 
@@ -202,6 +206,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
+    if _NEXT_LINE in text:
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -120,6 +120,14 @@ def test_two_nodes_of_one_type_need_ids_in_python_too() -> None:
         pipeline("x", chat() >> llm() >> prompt() >> llm())
 
 
+@pytest.mark.parametrize("text", ["\x85", "\u2028a", "a\u2029\nb", "\x85\n", "a\rb", "\n", " \n a", "\ufeff"])
+def test_line_breaks_of_other_scripts_round_trip(text: str) -> None:
+    built = pipeline(
+        "x", chat() >> retrieve("docs", mode="sparse") >> prompt(template=text + "{{question}}") >> llm()
+    )
+    assert parse_pipeline(dump_yaml(built.to_data())) == built
+
+
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
     """Random answerable chains with random options."""
