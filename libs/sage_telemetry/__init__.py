@@ -3,12 +3,11 @@
 from sage_telemetry import metrics, semconv
 from sage_telemetry.logs import get_logger
 from sage_telemetry.telemetry import Telemetry, configure
+from sage_telemetry.traceparent import is_sampled, new_root
 from sage_telemetry.tracing import (
     AttributeValue,
     SpanHandle,
     current_traceparent,
-    is_sampled,
-    new_root,
     record_span,
     records_content,
     start_span,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -34,14 +33,14 @@ from opentelemetry.trace import (
 
 from sage_core import SageError
 from sage_telemetry import semconv
+from sage_telemetry.root import Root
+from sage_telemetry.traceparent import is_sampled
 
 __all__ = [
     "AttributeValue",
     "RootIds",
     "SpanHandle",
     "current_traceparent",
-    "is_sampled",
-    "new_root",
     "record_span",
     "records_content",
     "set_provider",
@@ -56,13 +55,6 @@ _KINDS: Final = {kind.name.lower(): kind for kind in SpanKind}
 _current: ContextVar[str | None] = ContextVar("sage_traceparent", default=None)
 _tracer: Tracer | None = None
 _records_content = False
-
-
-class _Root(str):
-    """A traceparent without a span behind it yet; the first span started under it takes its ids."""
-
-    __slots__ = ("is_taken",)
-    is_taken: bool
 
 
 class RootIds(RandomIdGenerator):
@@ -100,25 +92,6 @@ def set_provider(provider: TracerProvider | None, *, records_content: bool = Fal
 def records_content() -> bool:
     """True where prompts and answers may be attributes of spans: `[telemetry] record_content`."""
     return _records_content
-
-
-def new_root(sample_ratio: float) -> str:
-    """Return the traceparent of a new trace, sampled with probability `sample_ratio`.
-
-    The first span started with it as parent becomes the root span; start that one before any other.
-    """
-    # Both ids in one number: this is made for every request. That one of them is zero, and so invalid, never happens.
-    ids = f"{random.getrandbits(192):048x}"
-    if random.random() >= sample_ratio:
-        return f"00-{ids[:32]}-{ids[32:]}-00"
-    root = _Root(f"00-{ids[:32]}-{ids[32:]}-01")
-    root.is_taken = False
-    return root
-
-
-def is_sampled(traceparent: str | None) -> bool:
-    """True where the header asks for spans to be recorded."""
-    return traceparent is not None and traceparent[-1:] in "13579bdf" and len(traceparent) == 55
 
 
 def current_traceparent() -> str | None:
@@ -267,7 +240,7 @@ def _recording(
     except ValueError:
         return SpanHandle(None, parent)
     span_kind = _KINDS.get(kind, SpanKind.INTERNAL)
-    if isinstance(parent, _Root) and not parent.is_taken:
+    if isinstance(parent, Root) and not parent.is_taken:
         parent.is_taken = True
         _root_ids.pin((origin.trace_id, origin.span_id))
         try:
