@@ -119,7 +119,7 @@ class BodyDecoder(Generic[B]):
             decoded = Decoded(self._exact.decode(payload), 0)
         except _MALFORMED:
             decoded = self._decode_leniently(payload)
-        if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and is_deeper(payload, MAX_DEPTH):
+        if _num_brackets(payload, MAX_DEPTH) > MAX_DEPTH and is_deeper(payload, MAX_DEPTH):
             raise _no_json(f"the body is nested more than {MAX_DEPTH} levels deep")
         return decoded
 
@@ -144,6 +144,15 @@ def absent() -> Raw:
 def is_null(value: Raw) -> bool:
     """Return True for a raw field that is absent or null."""
     return value is NULL or bytes(value) == b"null"
+
+
+def _num_brackets(payload: bytes, limit: int) -> int:
+    """Return how many arrays and objects begin in `payload`, those within strings, too; or more than `limit`."""
+    # `replace` searches by memchr, where `count` looks at every byte: 0.2 us instead of 0.7 for 1 KB, and 0.2 ms instead
+    # of 4 for 8 MB.
+    enough = limit + 1
+    without = len(payload.replace(b"{", b"", enough)) + len(payload.replace(b"[", b"", enough))
+    return 2 * len(payload) - without
 
 
 def is_deeper(payload: bytes, limit: int) -> bool:
