@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -316,7 +316,7 @@ def _unchunked(raw: bytes) -> tuple[bytes, bool]:
 class Gateway:
     """An application on a real server without sockets, with everything around it in the test's hands.
 
-    `routes` are served beside the gateway's own.
+    `routes` are served beside the gateway's own; `headers` go with every request.
     """
 
     def __init__(
@@ -325,8 +325,10 @@ class Gateway:
         *,
         bus: Bus | None = None,
         routes: Sequence[Route] = (),
+        headers: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
+        self.headers = {"host": "127.0.0.1:8080"} | dict(headers or {})
         self.port = FakePort()
         self.clock = FakeClock(100.0)
         section = GatewaySection(**settings)
@@ -376,7 +378,7 @@ class Gateway:
         """Send a request; a dictionary is sent as JSON, a sequence of bytes in so many chunks without a length."""
         if isinstance(body, dict):
             body = json.dumps(body).encode()
-        given = {"host": "127.0.0.1:8080"} | (headers or {})
+        given = self.headers | (headers or {})
         if isinstance(body, bytes):
             if "transfer-encoding" not in given:
                 given = {"content-length": str(len(body))} | given

@@ -12,7 +12,7 @@ import msgspec
 
 from sage_gateway.handler_visit import HandlerVisit
 from sage_gateway.operations.chat_body import ChatBody
-from sage_gateway.operations.chat_whole import ChatCompletion
+from sage_gateway.operations.chat_completion import ChatCompletion
 from sage_gateway.operations.completion import CompletionBody
 from sage_gateway.operations.completion_answers import TextCompletion
 from sage_gateway.operations.embedding import EmbeddingBody, Embeddings

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sage_gateway.metrics import METERS, RouteMeter
+from sage_gateway.meters import RouteMeter
+from sage_gateway.metrics import METERS
 from sage_gateway.operation import Operation
 
 if TYPE_CHECKING:

@@ -259,20 +259,20 @@ def limited_keys(folder: Path) -> Path:
 
 
 @pytest.fixture
-def charges(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """What `settle` was told; None where a grant was released."""
-    told: list[int | None] = []
+def charges(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that each grant was ended with."""
+    told: list[int] = []
     monkeypatch.setattr(
-        "sage_gateway.access.Gate.settle", lambda gate, granted, num_tokens: told.append(num_tokens)
+        "sage_gateway.access.ledger.KeyLedger.end",
+        lambda ledger, granted, num_tokens: told.append(num_tokens),
     )
-    monkeypatch.setattr("sage_gateway.access.Gate.release", lambda gate, granted: told.append(None))
     return told
 
 
 KEY = {"authorization": "Bearer sk-1"}
 
 
-async def test_a_finished_request_is_charged_what_it_used(tmp_path: Path, charges: list[int | None]) -> None:
+async def test_a_finished_request_is_charged_what_it_used(tmp_path: Path, charges: list[int]) -> None:
     gateway = Gateway(keys_file=limited_keys(tmp_path))
     gateway.port.answer_with(*HELLO)
     reply = await gateway.post("/v1/chat/completions", chat(), headers=KEY)
@@ -283,7 +283,7 @@ async def test_a_finished_request_is_charged_what_it_used(tmp_path: Path, charge
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_a_request_that_was_cut_is_charged_what_had_run(
-    tmp_path: Path, charges: list[int | None], is_streamed: bool
+    tmp_path: Path, charges: list[int], is_streamed: bool
 ) -> None:
     gateway = Gateway(keys_file=limited_keys(tmp_path))
     client = gateway.open("POST", "/v1/chat/completions", chat(stream=is_streamed), headers=KEY)
@@ -294,27 +294,27 @@ async def test_a_request_that_was_cut_is_charged_what_had_run(
     assert charge == 4 + measure(stream.work).num_prompt_tokens
 
 
-async def test_a_request_that_never_started_costs_nothing(tmp_path: Path, charges: list[int | None]) -> None:
+async def test_a_request_that_never_started_costs_nothing(tmp_path: Path, charges: list[int]) -> None:
     gateway = Gateway(keys_file=limited_keys(tmp_path))
     client = gateway.open("POST", "/v1/chat/completions", chat(), headers=KEY)
     await gateway.port.next_stream()
     client.disconnect()
-    assert charges == [None]
+    assert charges == [0]
 
 
 async def test_a_client_that_leaves_while_its_quota_is_asked_gives_it_back_and_submits_nothing(
-    tmp_path: Path, charges: list[int | None]
+    tmp_path: Path, charges: list[int]
 ) -> None:
     gateway = Gateway(keys_file=limited_keys(tmp_path))
     client = gateway.open("POST", "/v1/chat/completions", chat(), headers=KEY)
     client.disconnect()
     while not charges:  # noqa: ASYNC110 - nothing else tells when the quota was decided
         await asyncio.sleep(0)
-    assert charges == [None]
+    assert charges == [0]
     assert gateway.port.streams == []
 
 
-async def test_a_run_is_charged_too(tmp_path: Path, charges: list[int | None]) -> None:
+async def test_a_run_is_charged_too(tmp_path: Path, charges: list[int]) -> None:
     results = Results()
     gateway = serving(results.handler(1), keys_file=limited_keys(tmp_path))
     gateway.port.answer_with(*HELLO)

@@ -13,7 +13,6 @@ from sage_gateway.operations.chat_body import CHAT_DECODER, ChatBody, requested_
 from sage_gateway.operations.chat_stream import StreamedChat
 from sage_gateway.operations.chat_terms import ChatTerms
 from sage_gateway.operations.chat_whole import WholeChat
-from sage_gateway.operations.fields import read_structure, sampling_of, shown_tier
 from sage_gateway.operations.generation import (
     ChatRequest,
     answer_parser,
@@ -23,6 +22,7 @@ from sage_gateway.operations.generation import (
 )
 from sage_gateway.operations.messages import chat_messages
 from sage_gateway.operations.refusal import wrong
+from sage_gateway.operations.sampling import read_structure, sampling_of, shown_tier
 from sage_gateway.operations.serving import find_served, fingerprint
 from sage_gateway.operations.structures import response_structure
 from sage_gateway.operations.tools import NO_TOOLS, ToolPlan, plan_tools

@@ -10,7 +10,7 @@ from msgspec import Meta, field
 
 from sage_gateway.decoding import BodyDecoder, RawObject, Unsupported, absent
 from sage_gateway.operations.fields import Count, GenerationFields, ServiceTier, unsupported_generation
-from sage_gateway.operations.messages import Messages
+from sage_gateway.operations.message_body import Messages
 from sage_gateway.operations.refusal import missing, wrong
 from sage_gateway.operations.structures import FunctionName
 from sage_gateway.operations.tools import MAX_TOOLS, ToolChoice, ToolReader

@@ -1,4 +1,4 @@
-"""`chat.completion`: a whole answer."""
+"""From events to a whole answer of chat."""
 
 from __future__ import annotations
 
@@ -9,71 +9,23 @@ from msgspec import UNSET, UnsetType
 
 from sage_core import Internal
 from sage_gateway.dialects import CallArguments, CallStarted, Content, Parser, Piece, Reasoning
+from sage_gateway.operations.chat_completion import (
+    AnswerMessage,
+    ChatChoice,
+    ChatCompletion,
+    FunctionCallBody,
+    ToolCallBody,
+)
 from sage_gateway.operations.chat_terms import ChatTerms, finish_reason
-from sage_gateway.operations.extras import Extras, SourceBody, StageTimes, source_bodies
+from sage_gateway.operations.extras import Extras, source_bodies
 from sage_gateway.operations.generation import num_reasoning
 from sage_gateway.operations.logprobs import ChatLogprobs, chat_logprobs
-from sage_gateway.operations.usage import UsageBody, total_usage, usage_body
+from sage_gateway.operations.usage import total_usage, usage_body
 from sage_wire.messages import Annotated, Completed, Event, TokenLogprobs, Tokens, Usage
 
-__all__ = ["ChatCompletion", "WholeChat"]
+__all__ = ["WholeChat"]
 
 _encode = msgspec.json.Encoder().encode
-
-
-class FunctionCallBody(msgspec.Struct, frozen=True):
-    """A function with its arguments, as JSON text that the model wrote."""
-
-    name: str
-    arguments: str
-
-
-class ToolCallBody(msgspec.Struct, frozen=True):
-    """A call that the model makes."""
-
-    id: str
-    function: FunctionCallBody
-    type: str = "function"
-
-
-class AnswerMessage(msgspec.Struct, frozen=True):
-    """The assistant's turn. `content` is null where there are calls alone; the reasoning has two names in use."""
-
-    content: str | None
-    role: str = "assistant"
-    refusal: None = None
-    annotations: tuple[()] = ()
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    tool_calls: list[ToolCallBody] | UnsetType = UNSET
-    function_call: FunctionCallBody | UnsetType = UNSET
-    sources: list[SourceBody] | UnsetType = UNSET
-
-
-class ChatChoice(msgspec.Struct, frozen=True):
-    """One of the choices. `stop_reason` (of vLLM): the stop text or token that ended it."""
-
-    index: int
-    message: AnswerMessage
-    finish_reason: str
-    logprobs: ChatLogprobs | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
-
-
-class ChatCompletion(msgspec.Struct, frozen=True):
-    """`POST /v1/chat/completions` answers this. Clients of vLLM look for `prompt_logprobs`, which there are none of."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: UsageBody
-    system_fingerprint: str
-    object: str = "chat.completion"
-    prompt_logprobs: None = None
-    service_tier: str | UnsetType = UNSET
-    sage: StageTimes | UnsetType = UNSET
 
 
 class WholeChat:
@@ -119,7 +71,8 @@ class WholeChat:
     @property
     def usage(self) -> Usage:
         """See Answer."""
-        return total_usage(choice.usage for choice in self._choices)
+        choices = self._choices
+        return choices[0].usage if len(choices) == 1 else total_usage([choice.usage for choice in choices])
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -127,7 +80,7 @@ class WholeChat:
         return [choice.finish_reason for choice in self._choices if choice.finish_reason]
 
     def _shown_usage(self) -> Usage:
-        return total_usage((choice.usage for choice in self._choices), len(self._choices))
+        return total_usage([choice.usage for choice in self._choices], len(self._choices))
 
 
 class _Choice:

@@ -14,14 +14,11 @@ from sage_gateway.operations.fields import (
     GenerationFields,
     ServiceTier,
     TokenId,
-    read_structure,
-    sampling_of,
-    seeded,
-    shown_tier,
     unsupported_generation,
 )
 from sage_gateway.operations.generation import GATHER_MS
 from sage_gateway.operations.refusal import too_many, wrong
+from sage_gateway.operations.sampling import read_structure, sampling_of, seeded, shown_tier
 from sage_gateway.operations.serving import find_served, fingerprint
 from sage_gateway.operations.structures import response_structure
 from sage_telemetry import semconv

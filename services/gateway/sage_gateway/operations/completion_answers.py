@@ -10,7 +10,8 @@ from msgspec import UNSET, UnsetType
 from sage_core import Internal
 from sage_gateway.operations.chunks import DONE, ChunkTemplate, encode
 from sage_gateway.operations.logprobs import TextLogprobs, text_logprobs
-from sage_gateway.operations.usage import UsageBody, total_usage, usage_body
+from sage_gateway.operations.token_counts import UsageBody
+from sage_gateway.operations.usage import total_usage, usage_body
 from sage_wire.messages import Completed, Event, TokenLogprobs, Tokens, Usage
 
 __all__ = ["CompletionTerms", "StreamedCompletion", "TextCompletion", "WholeCompletion"]

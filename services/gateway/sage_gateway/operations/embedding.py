@@ -16,7 +16,7 @@ from sage_gateway.operation import Asked, Planned
 from sage_gateway.operations.fields import Count, ModelName, TokenId
 from sage_gateway.operations.refusal import too_many, wrong
 from sage_gateway.operations.serving import find_served
-from sage_gateway.operations.usage import PromptUsageBody
+from sage_gateway.operations.token_counts import PromptUsageBody
 from sage_telemetry import semconv
 from sage_wire.messages import Completed, Embed, Event, ServedModel, Usage, Vectors
 

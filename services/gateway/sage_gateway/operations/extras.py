@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
+from sage_gateway.operations.extras_body import SourceBody, StageTimes
 from sage_wire.messages import Annotated, Hit
 
-__all__ = ["Extras", "SourceBody", "StageTimes", "source_bodies"]
-
-
-class StageTimes(msgspec.Struct, frozen=True):
-    """Our extension `sage`: what each stage of a pipeline took, in milliseconds."""
-
-    stages: dict[str, float]
-
-
-class SourceBody(msgspec.Struct, frozen=True):
-    """Our extension: a passage that the answer rests on."""
-
-    source: str
-    title: str | None
-    position: int
-    score: float
-    text: str
+__all__ = ["Extras", "source_bodies"]
 
 
 class Extras:

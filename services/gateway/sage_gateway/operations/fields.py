@@ -5,39 +5,33 @@ https://platform.openai.com/docs/api-reference; the fields under "beyond OpenAI"
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Raw, field
 
-from sage_gateway.decoding import NULL, Unsupported, absent
-from sage_gateway.operations.refusal import wrong
+from sage_gateway.decoding import Unsupported, absent
 from sage_gateway.operations.structures import (
     Choices,
     GrammarText,
     PatternText,
     ResponseFormat,
     StructuredOutputs,
-    structure_of,
 )
-from sage_wire.messages import Sampling, Structure, TokenBias
 
 __all__ = [
+    "ID_DIGITS",
     "MAX_CHOICES",
     "MAX_LOGIT_BIAS",
     "MAX_STOP",
     "MAX_STOP_CHARS",
+    "MAX_TOKEN_ID",
     "Count",
     "GenerationFields",
     "ModelName",
     "ServiceTier",
     "StreamOptions",
     "TokenId",
-    "read_structure",
-    "sampling_of",
-    "seeded",
-    "shown_tier",
     "unsupported_generation",
 ]
 
@@ -53,8 +47,6 @@ MAX_TOKEN_ID: Final = 10**15 - 1
 
 _MAX_INT32: Final = 2**31 - 1
 _MAX_INT64: Final = 2**63 - 1
-_SMALLEST_TOP_P: Final = 1e-6
-_MAX_KEYS_SHOWN: Final = 5
 
 Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -66,10 +58,10 @@ _Share = Annotated[float, Meta(ge=0, le=1)]
 _StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
-_ID_DIGITS: Final = "0|[1-9][0-9]{0,14}"
+ID_DIGITS: Final = "0|[1-9][0-9]{0,14}"
 _LogitBias = Annotated[
     dict[str, Annotated[float, Meta(ge=-100, le=100)]],
-    Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": f"^({_ID_DIGITS})$"}}),
+    Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": f"^({ID_DIGITS})$"}}),
 ]
 """Names are checked where they are used, so that the message has all that are wrong."""
 
@@ -139,80 +131,3 @@ unsupported_generation: Final = {
     ),
 }
 """Fields that would change the answer if they were taken."""
-
-
-def sampling_of(body: GenerationFields, max_tokens: int | None, logprobs: int | None) -> Sampling:
-    """Return the sampling that a body asks for. Raises BadRequest and LimitExceeded naming what is wrong."""
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    bias: list[TokenBias] = []
-    if body.logit_bias:
-        bias = _logit_bias(body.logit_bias)
-    if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
-        raise wrong("min_tokens", f"found {body.min_tokens}, more than max_tokens = {max_tokens}")
-    top_p, top_k = body.top_p, body.top_k
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=body.temperature,
-        # OpenAI's range includes 0, which leaves only the likeliest token; engines ask for more than 0.
-        top_p=None if top_p is None else max(top_p, _SMALLEST_TOP_P),
-        stop=stop,
-        seed=body.seed,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        # Both 0 and -1 are vLLM's words for no limit.
-        top_k=top_k if top_k is not None and top_k > 0 else None,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        min_tokens=body.min_tokens or 0,
-        ignore_eos=bool(body.ignore_eos),
-        stop_token_ids=body.stop_token_ids or [],
-        logit_bias=bias,
-        logprobs=logprobs,
-    )
-
-
-def seeded(sampling: Sampling, index: int) -> Sampling:
-    """Return the sampling of choice `index`: with a seed, each choice has its own, or all would be the same."""
-    if sampling.seed is None or index == 0:
-        return sampling
-    seed = sampling.seed + index
-    return msgspec.structs.replace(sampling, seed=seed if seed <= _MAX_INT64 else seed - 2**64)
-
-
-def read_structure(body: GenerationFields, formatted: Structure | None) -> Structure | None:
-    """Return what the text must look like, by `response_format` (already read) or vLLM's ways. Raises BadRequest."""
-    own = body.structured_outputs
-    words = (body.guided_regex, body.guided_choice, body.guided_grammar)
-    if own is None and body.guided_json is NULL and words == (None, None, None):
-        return formatted
-    given: dict[str, Raw | str | list[str] | bool | None] = {
-        "guided_json": body.guided_json,
-        "guided_regex": body.guided_regex,
-        "guided_choice": body.guided_choice,
-        "guided_grammar": body.guided_grammar,
-    }
-    if own is not None:
-        given |= {
-            "structured_outputs.json": own.json,
-            "structured_outputs.regex": own.regex,
-            "structured_outputs.choice": own.choice,
-            "structured_outputs.grammar": own.grammar,
-            "structured_outputs.json_object": own.json_object,
-        }
-    structure = structure_of(given)
-    if structure is not None and formatted is not None:
-        raise wrong("response_format", "another structure of the output is given already")
-    return structure or formatted
-
-
-def shown_tier(tier: str | None) -> str | None:
-    """Return a service tier as it is echoed: `auto` is a question, and `default` what becomes of it."""
-    return "default" if tier == "auto" else tier
-
-
-def _logit_bias(given: dict[str, float]) -> list[TokenBias]:
-    bad = [key for key in given if re.fullmatch(_ID_DIGITS, key) is None]
-    if bad:
-        shown = ", ".join(f"'{key[:40]}'" for key in bad[:_MAX_KEYS_SHOWN])
-        raise wrong("logit_bias", f"found {shown}; expected token ids, integers from 0 to {MAX_TOKEN_ID}")
-    return [TokenBias(token_id=int(key), bias=bias) for key, bias in given.items()]

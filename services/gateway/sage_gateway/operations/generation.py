@@ -11,8 +11,8 @@ from msgspec import Raw
 from sage_core import LimitExceeded
 from sage_gateway.decoding import is_null
 from sage_gateway.dialects import NewCallId, Parser, Piece, Reasoning, new_call_id, reasoning_parser
-from sage_gateway.operations.fields import seeded
 from sage_gateway.operations.refusal import wrong
+from sage_gateway.operations.sampling import seeded
 from sage_gateway.operations.tools import NO_TOOLS, ToolPlan
 from sage_wire.messages import (
     ChatMessage,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final
 
-import msgspec
-from msgspec import Meta, field
-
-from sage_gateway.decoding import RawObject, absent, is_null
+from sage_gateway.decoding import is_null
 from sage_gateway.operations.images import MAX_IMAGES, read_image
+from sage_gateway.operations.message_body import ContentPart, MessageBody
 from sage_gateway.operations.refusal import missing, too_many, wrong
 from sage_wire.messages import ChatMessage, Image, ServedModel, ToolCall
 
-__all__ = ["MAX_MESSAGES", "ContentPart", "ImageUrl", "MessageBody", "Messages", "chat_messages"]
-
-MAX_MESSAGES: Final = 4_096
-MAX_CALLS: Final = 128
-"""In one message."""
+__all__ = ["chat_messages"]
 
 _PART_FIELDS: Final = {
     "image_url": "image_url",
@@ -25,55 +19,6 @@ _PART_FIELDS: Final = {
     "video_url": "video_url",
     "audio_url": "audio_url",
 }
-
-
-class ImageUrl(msgspec.Struct, frozen=True):
-    """An image. `detail` is accepted; the engine decides how closely it looks."""
-
-    url: str
-    detail: str | None = None
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    """One part of a message."""
-
-    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "image_url", "refusal"]})]
-    text: str | None = None
-    refusal: str | None = None
-    image_url: str | ImageUrl | None = None
-
-
-class FunctionBody(msgspec.Struct, frozen=True):
-    """The function of a call, with its arguments as JSON text."""
-
-    name: str
-    arguments: str = ""
-
-
-class ToolCallBody(msgspec.Struct, frozen=True):
-    """A call that the assistant made."""
-
-    id: str
-    function: FunctionBody
-    type: Literal["function"] = "function"
-
-
-class MessageBody(msgspec.Struct, frozen=True):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[ContentPart], Meta(min_length=1)] | None = None
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCallBody], Meta(max_length=MAX_CALLS)] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    function_call: FunctionBody | None = None
-    audio: RawObject = field(default_factory=absent)
-
-
-Messages = Annotated[list[MessageBody], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 def chat_messages(bodies: list[MessageBody], served: ServedModel) -> list[ChatMessage]:

@@ -17,7 +17,7 @@ from sage_gateway.operation import Asked, Planned
 from sage_gateway.operations.fields import Count, ModelName
 from sage_gateway.operations.refusal import wrong
 from sage_gateway.operations.serving import find_served
-from sage_gateway.operations.usage import PromptUsageBody
+from sage_gateway.operations.token_counts import PromptUsageBody
 from sage_wire.messages import Completed, Event, Rerank, Scores, Usage
 
 __all__ = ["MAX_DOCUMENTS", "RerankBody", "RerankOperation", "Reranked", "ScoreGatherer"]

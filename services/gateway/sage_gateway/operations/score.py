@@ -19,7 +19,7 @@ from sage_gateway.operations.fields import ModelName
 from sage_gateway.operations.refusal import missing, too_many, wrong
 from sage_gateway.operations.rerank import MAX_DOCUMENTS, ScoreGatherer
 from sage_gateway.operations.serving import find_served
-from sage_gateway.operations.usage import PromptUsageBody
+from sage_gateway.operations.token_counts import PromptUsageBody
 from sage_wire.messages import Embed, Rerank, Work
 
 __all__ = ["MAX_QUERIES", "ScoreBody", "ScoreOperation", "Scored"]

@@ -18,7 +18,8 @@ from sage_gateway.operation import Asked, Planned
 from sage_gateway.operations.chat_body import ToolBody, defined_tools
 from sage_gateway.operations.fields import ModelName, TokenId
 from sage_gateway.operations.generation import template_arguments
-from sage_gateway.operations.messages import Messages, chat_messages
+from sage_gateway.operations.message_body import Messages
+from sage_gateway.operations.messages import chat_messages
 from sage_gateway.operations.refusal import missing, wrong
 from sage_gateway.operations.serving import find_served
 from sage_gateway.operations.tools import MAX_TOOLS

@@ -1,43 +1,13 @@
-"""Token counts in OpenAI's shape."""
+"""From the wire's token counts to OpenAI's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
+from sage_gateway.operations.token_counts import CachedTokens, ReasoningTokens, UsageBody
 from sage_wire.messages import Usage
 
-__all__ = ["PromptUsageBody", "UsageBody", "total_usage", "usage_body"]
-
-
-class CachedTokens(msgspec.Struct, frozen=True):
-    """Tokens of the prompt that the engine had in its cache."""
-
-    cached_tokens: int
-
-
-class ReasoningTokens(msgspec.Struct, frozen=True):
-    """Tokens generated before the answer, estimated by characters where text of both arrived as one."""
-
-    reasoning_tokens: int
-
-
-class UsageBody(msgspec.Struct, frozen=True):
-    """Token counts of generated text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
-
-
-class PromptUsageBody(msgspec.Struct, frozen=True):
-    """Token counts where nothing is generated."""
-
-    prompt_tokens: int
-    total_tokens: int
+__all__ = ["total_usage", "usage_body"]
 
 
 def usage_body(usage: Usage, num_reasoning: int = 0) -> UsageBody:

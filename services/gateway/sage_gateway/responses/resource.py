@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from sage_gateway.operations.extras import SourceBody, StageTimes
+from sage_gateway.operations.extras_body import SourceBody, StageTimes
 from sage_gateway.responses.bodies import CreateBody, FormatBody, ToolBody, ToolChoiceBody
 from sage_gateway.responses.items import Item
 from sage_wire.messages import Usage

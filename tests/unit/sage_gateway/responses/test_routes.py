@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
 from pydantic import TypeAdapter
 
-from gateway_driver import HELLO, FakeStream, Gateway, Reply
+from gateway_driver import HELLO, FakeStream, Gateway, Reply, write_keys
 from sage_bus import MemoryBroker
 from sage_core import ContextLengthExceeded, WorkerLost
-from sage_gateway.access import Caller
 from sage_wire.messages import (
     ChatMessage,
     ChatPrompt,
@@ -130,19 +130,24 @@ async def test_what_is_stored_is_found_until_it_is_deleted(gateway: Gateway) -> 
         assert (gone.status, gone.error["code"]) == (404, "not_found")
 
 
-async def test_another_gateway_finds_it_and_another_tenant_does_not() -> None:
+async def test_another_gateway_finds_it_and_another_tenant_does_not(tmp_path: Path) -> None:
     broker = MemoryBroker()
     one, two = (Gateway(MODELS, bus=broker.connect(name)) for name in ("one", "two"))
     one.port.answer_with(*HELLO)
     response = await created(one)
     assert (await two.call("GET", f"{PATH}/{response['id']}")).json == response
-    two.gate.identify = lambda headers: Caller(tenant="other")  # type: ignore[method-assign]
+    other = Gateway(
+        MODELS,
+        bus=broker.connect("other"),
+        headers={"authorization": "Bearer sk-other"},
+        keys_file=write_keys(tmp_path, other="sk-other"),
+    )
     for method in ("GET", "DELETE"):
-        assert (await two.call(method, f"{PATH}/{response['id']}")).status == 404
-    error = await refused(two, "previous_response_id", previous_response_id=response["id"])
+        assert (await other.call(method, f"{PATH}/{response['id']}")).status == 404
+    error = await refused(other, "previous_response_id", previous_response_id=response["id"])
     assert error["code"] == "previous_response_not_found"
     item = response["output"][0]["id"]
-    await refused(two, "input[0].id", input=[{"type": "item_reference", "id": item}])
+    await refused(other, "input[0].id", input=[{"type": "item_reference", "id": item}])
 
 
 async def test_what_is_not_to_be_stored_is_not(gateway: Gateway) -> None:
