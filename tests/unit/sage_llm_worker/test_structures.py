@@ -6,6 +6,7 @@ import re
 import threading
 
 import jsonschema
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,3 +230,13 @@ def test_every_structure_is_a_grammar_that_can_be_sent_as_text():
         Grammar(ebnf="start: /a/"),
     ):
         assert re.search(r"(?m)^\s*start\s*:", as_lark(structure))
+
+
+async def test_first_requests_at_once_share_one_compiler():
+    texts, before = ShortestTexts(), psutil.Process().children()
+    try:
+        await asyncio.gather(*(texts.text(Pattern(regex=f"a{number}")) for number in range(4)))
+        assert len(psutil.Process().children()) == len(before) + 1
+    finally:
+        texts.close()
+    assert psutil.Process().children() == before

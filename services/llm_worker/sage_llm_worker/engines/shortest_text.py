@@ -63,6 +63,7 @@ class ShortestTexts:
 
     def __init__(self) -> None:
         self._compiler: StructureCompiler | None = None
+        self._opening = asyncio.Lock()
         self._texts: OrderedDict[bytes, str] = OrderedDict()
 
     async def text(self, structure: Structure, beginning: str = "", *, param: str | None = None) -> str:
@@ -76,9 +77,8 @@ class ShortestTexts:
         if known is not None:
             self._texts.move_to_end(key)
             return known
-        if self._compiler is None:
-            self._compiler = await asyncio.to_thread(_compiler)
-        matcher = await self._compiler.matcher(structure, param=param)
+        compiler = await self._opened()
+        matcher = await compiler.matcher(structure, param=param)
         text = await asyncio.to_thread(shortest_text, matcher, beginning)
         if text is None:
             raise BadRequest(
@@ -90,8 +90,15 @@ class ShortestTexts:
             self._texts.popitem(last=False)
         return text
 
+    async def _opened(self) -> StructureCompiler:
+        # One, whoever asks while it is made: another one's process would be left over.
+        async with self._opening:
+            if self._compiler is None:
+                self._compiler = await asyncio.to_thread(_compiler)
+        return self._compiler
+
     def close(self) -> None:
-        """End the compiler's thread. Idempotent."""
+        """End the compiler's thread and process. Idempotent."""
         if self._compiler is not None:
             self._compiler.close()
 
