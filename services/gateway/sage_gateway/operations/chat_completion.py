@@ -9,7 +9,7 @@ from sage_gateway.operations.extras_body import SourceBody, StageTimes
 from sage_gateway.operations.logprobs import ChatLogprobs
 from sage_gateway.operations.token_counts import UsageBody
 
-__all__ = ["AnswerMessage", "ChatChoice", "ChatCompletion", "FunctionCallBody", "ToolCallBody"]
+__all__ = ["AnswerMessage", "ChatChoice", "ChatCompletion", "FunctionCallBody", "MadeToolCall"]
 
 
 class FunctionCallBody(msgspec.Struct, frozen=True):
@@ -19,7 +19,7 @@ class FunctionCallBody(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class ToolCallBody(msgspec.Struct, frozen=True):
+class MadeToolCall(msgspec.Struct, frozen=True):
     """A call that the model makes."""
 
     id: str
@@ -36,7 +36,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     annotations: tuple[()] = ()
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
-    tool_calls: list[ToolCallBody] | UnsetType = UNSET
+    tool_calls: list[MadeToolCall] | UnsetType = UNSET
     function_call: FunctionCallBody | UnsetType = UNSET
     sources: list[SourceBody] | UnsetType = UNSET
 

@@ -14,7 +14,7 @@ from sage_gateway.operations.chat_completion import (
     ChatChoice,
     ChatCompletion,
     FunctionCallBody,
-    ToolCallBody,
+    MadeToolCall,
 )
 from sage_gateway.operations.chat_terms import ChatTerms, finish_reason
 from sage_gateway.operations.extras import Extras, source_bodies
@@ -142,12 +142,12 @@ class _Choice:
         reasoning: str | UnsetType = UNSET
         if self._reasoning and terms.includes_reasoning:
             reasoning = "".join(self._reasoning)
-        calls: list[ToolCallBody] | UnsetType = UNSET
+        calls: list[MadeToolCall] | UnsetType = UNSET
         function_call: FunctionCallBody | UnsetType = UNSET
         if self._calls:
             text = text or None
             made = [
-                ToolCallBody(call.id, FunctionCallBody(call.name, "".join(parts)))
+                MadeToolCall(call.id, FunctionCallBody(call.name, "".join(parts)))
                 for call, parts in self._calls
             ]
             if terms.has_functions:
