@@ -81,7 +81,7 @@ class StreamedChat:
     @property
     def usage(self) -> Usage:
         """See Answer."""
-        return total_usage(choice.usage for choice in self._choices)
+        return total_usage([choice.usage for choice in self._choices])
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -93,7 +93,7 @@ class StreamedChat:
         return sum(choice.num_reasoning for choice in self._choices)
 
     def _shown_usage(self) -> Usage:
-        return total_usage((choice.usage for choice in self._choices), len(self._choices))
+        return total_usage([choice.usage for choice in self._choices], len(self._choices))
 
     def _add_tokens(self, choice: _Choice, event: Tokens, parts: list[bytes]) -> None:
         if self._terms.has_details:

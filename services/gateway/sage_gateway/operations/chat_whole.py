@@ -54,8 +54,7 @@ class WholeChat:
     def end(self) -> bytes:
         """See Answer."""
         terms, choices = self._terms, self._choices
-        first = choices[0]
-        usage = first.usage if len(choices) == 1 else self._shown_usage()
+        usage = total_usage([choice.usage for choice in choices], len(choices))
         body = ChatCompletion(
             terms.request_id,
             terms.created,
@@ -64,23 +63,19 @@ class WholeChat:
             usage_body(usage, sum([choice.num_reasoning for choice in choices])),
             terms.fingerprint,
             service_tier=terms.service_tier or UNSET,
-            sage=first.extras.stage_times or UNSET,
+            sage=choices[0].extras.stage_times or UNSET,
         )
         return _encode(body)
 
     @property
     def usage(self) -> Usage:
         """See Answer."""
-        choices = self._choices
-        return choices[0].usage if len(choices) == 1 else total_usage([choice.usage for choice in choices])
+        return total_usage([choice.usage for choice in self._choices])
 
     @property
     def finish_reasons(self) -> list[str]:
         """See Answer."""
         return [choice.finish_reason for choice in self._choices if choice.finish_reason]
-
-    def _shown_usage(self) -> Usage:
-        return total_usage([choice.usage for choice in self._choices], len(self._choices))
 
 
 class _Choice:

@@ -99,7 +99,7 @@ class _Choices:
     @property
     def usage(self) -> Usage:
         """See Answer."""
-        return total_usage(choice.usage for choice in self._choices)
+        return total_usage([choice.usage for choice in self._choices])
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -107,7 +107,7 @@ class _Choices:
         return [choice.finish_reason for choice in self._choices if choice.finish_reason]
 
     def _shown_usage(self) -> Usage:
-        return total_usage((choice.usage for choice in self._choices), self._terms.choices_per_prompt)
+        return total_usage([choice.usage for choice in self._choices], self._terms.choices_per_prompt)
 
     def _stop_text(self, event: Completed) -> str:
         return event.stop_reason if self._terms.includes_stop and isinstance(event.stop_reason, str) else ""

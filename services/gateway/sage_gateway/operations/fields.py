@@ -23,6 +23,7 @@ __all__ = [
     "ID_DIGITS",
     "MAX_CHOICES",
     "MAX_LOGIT_BIAS",
+    "MAX_SEED",
     "MAX_STOP",
     "MAX_STOP_CHARS",
     "MAX_TOKEN_ID",
@@ -42,11 +43,11 @@ MAX_STOP_CHARS: Final = 1_024
 MAX_STOP_TOKENS: Final = 128
 MAX_LOGIT_BIAS: Final = 1_024
 
+MAX_SEED: Final = 2**63 - 1
 MAX_TOKEN_ID: Final = 10**15 - 1
 """No vocabulary is so large, but emulated ones make ids of bytes; each engine checks its own."""
 
 _MAX_INT32: Final = 2**31 - 1
-_MAX_INT64: Final = 2**63 - 1
 
 Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -85,7 +86,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     top_p: _Share | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: _StopText | Annotated[list[_StopText], Meta(max_length=MAX_STOP)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=_MAX_INT64)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=MAX_SEED)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: _LogitBias | None = None

@@ -9,14 +9,13 @@ import msgspec
 from msgspec import Raw
 
 from sage_gateway.decoding import NULL
-from sage_gateway.operations.fields import ID_DIGITS, MAX_TOKEN_ID, GenerationFields
+from sage_gateway.operations.fields import ID_DIGITS, MAX_SEED, MAX_TOKEN_ID, GenerationFields
 from sage_gateway.operations.refusal import wrong
 from sage_gateway.operations.structures import structure_of
 from sage_wire.messages import Sampling, Structure, TokenBias
 
 __all__ = ["read_structure", "sampling_of", "seeded", "shown_tier"]
 
-_MAX_INT64: Final = 2**63 - 1
 _SMALLEST_TOP_P: Final = 1e-6
 _MAX_KEYS_SHOWN: Final = 5
 
@@ -56,7 +55,7 @@ def seeded(sampling: Sampling, index: int) -> Sampling:
     if sampling.seed is None or index == 0:
         return sampling
     seed = sampling.seed + index
-    return msgspec.structs.replace(sampling, seed=seed if seed <= _MAX_INT64 else seed - 2**64)
+    return msgspec.structs.replace(sampling, seed=seed if seed <= MAX_SEED else seed - 2**64)
 
 
 def read_structure(body: GenerationFields, formatted: Structure | None) -> Structure | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from sage_gateway.operations.token_counts import CachedTokens, ReasoningTokens, UsageBody
 from sage_wire.messages import Usage
@@ -22,11 +22,13 @@ def usage_body(usage: Usage, num_reasoning: int = 0) -> UsageBody:
     )
 
 
-def total_usage(usages: Iterable[Usage], prompts_every: int = 1) -> Usage:
+def total_usage(usages: Sequence[Usage], prompts_every: int = 1) -> Usage:
     """Return the sum of `usages`.
 
     With `prompts_every` choices of one prompt next to each other, a prompt counts once, as OpenAI bills it.
     """
+    if len(usages) == 1:
+        return usages[0]
     prompt = completion = cached = 0
     for index, usage in enumerate(usages):
         completion += usage.completion_tokens
